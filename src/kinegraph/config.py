@@ -1,0 +1,304 @@
+"""Spec files: typed options with their documentation, and one loader that reports every error at once.
+
+A spec class is a pydantic dataclass whose fields are made with `option`. Everything else is derived from these
+fields: validation, `key=value` overrides, JSON Schema and commented templates. Merge order: defaults <- YAML <-
+overrides; `origins` remembers where each value came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import field as dataclass_field
+from dataclasses import fields as dataclass_fields
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from kinegraph.config_source import MANDATORY, References, list_keys, merge, parse_overrides, read_source
+from kinegraph.errors import Problem, SpecError, suggest
+
+SPEC_CONFIG = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
+SHOWN_CHARACTERS = 80
+
+SpecType = TypeVar("SpecType")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    automl: bool = False,
+    popular: bool = False,
+    path: str = "",
+    secret: bool = False,
+) -> Any:
+    """A field of a spec class: its default, meaning and range in one place.
+
+    Choices are written as a Literal type. `path` is "input" for something that must exist when it is set and the
+    running action uses it, or "output". `automl`: searched by default; `popular`: shown first; `secret`: its value
+    is never shown.
+    """
+    extra: dict[str, Any] = {"automl_enabled": automl, "popular": popular}
+    if path:
+        extra["path"] = path
+    if secret:
+        extra["secret"] = True
+    arguments: dict[str, Any] = {"description": help, "ge": minimum, "le": maximum, "json_schema_extra": extra}
+    if isinstance(default, list | dict):
+        return Field(default_factory=lambda: type(default)(default), **arguments)
+    return Field(default=default, **arguments)
+
+
+def group(spec_class: type, help: str) -> Any:
+    """A field of a spec class that holds another spec class."""
+    return dataclass_field(default_factory=lambda: spec_class(), metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Option:
+    """One leaf of a spec class, as the places that derive something from it see it."""
+
+    key: str
+    type: Any
+    default: Any
+    help: str
+    minimum: float | None
+    maximum: float | None
+    extra: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LoadedSpec(Generic[SpecType]):
+    """A valid spec and, for each key that the user gave a value, its origin: 'file' or 'override'.
+
+    `missing` are the keys that are `???`: an action that needs one must ask for it.
+    """
+
+    values: SpecType
+    origins: dict[str, str]
+    missing: frozenset[str] = frozenset()
+
+
+def list_options(spec_class: type, prefix: str = "") -> Iterator[Option]:
+    """All leaves of a spec class, in order, with dotted keys."""
+    infos: dict[str, FieldInfo] = spec_class.__pydantic_fields__  # type: ignore[attr-defined]
+    for field in dataclass_fields(spec_class):
+        info = infos[field.name]
+        if is_dataclass(info.annotation):
+            yield from list_options(info.annotation, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+            continue
+        limits = {type(limit).__name__: limit for limit in info.metadata}
+        yield Option(
+            key=prefix + field.name,
+            type=info.annotation,
+            default=info.get_default(call_default_factory=True),
+            help=info.description or "",
+            minimum=getattr(limits.get("Ge"), "ge", None),
+            maximum=getattr(limits.get("Le"), "le", None),
+            extra=dict(info.json_schema_extra) if isinstance(info.json_schema_extra, dict) else {},
+        )
+
+
+def list_groups(spec_class: type, prefix: str = "") -> dict[str, str]:
+    """Dotted key -> help text of every group of a spec class."""
+    groups = {}
+    for field in dataclass_fields(spec_class):
+        annotation = spec_class.__pydantic_fields__[field.name].annotation  # type: ignore[attr-defined]
+        if is_dataclass(annotation):
+            groups[prefix + field.name] = field.metadata.get("help", "")
+            groups |= list_groups(annotation, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+    return groups
+
+
+def get_value(spec: Any, key: str) -> Any:
+    """The value of a dotted key."""
+    for part in key.split("."):
+        spec = getattr(spec, part)
+    return spec
+
+
+def load_spec(
+    spec_class: type[SpecType],
+    source: str | Path | Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    shorthands: Mapping[str, str] | None = None,
+) -> LoadedSpec[SpecType]:
+    """Merge defaults, a YAML file (or a mapping) and `key=value` overrides into a checked spec.
+
+    Raises SpecError with all problems at once: unknown keys, wrong types, values out of range, bad choices.
+    """
+    name = str(source) if isinstance(source, str | Path) else "spec"
+    given = read_source(source)
+    changes = parse_overrides(overrides, shorthands or {})
+    origins = {key: "file" for key in list_keys(given)} | {key: "override" for key in list_keys(changes)}
+    merged = merge(merge(asdict(spec_class()), given), changes)  # type: ignore[call-overload]
+    secrets = [entry.key for entry in list_options(spec_class) if entry.extra.get("secret")]
+    references = References(merged, secrets)
+    values = references.resolve()
+    places = {key: "override" if origin == "override" else name for key, origin in origins.items()}
+    problems = [Problem(f"{places.get(key, name)}: {key}", *rest) for key, *rest in references.problems]
+    missing: set[str] = set()
+    try:
+        checked = TypeAdapter(spec_class).validate_python(_prepare(values, spec_class, missing))
+    except ValidationError as error:
+        problems += [_explain(item, spec_class, places, secrets) for item in error.errors()]
+    if problems:
+        raise SpecError(*problems)
+    origins = {key: origin for key, origin in origins.items() if key not in missing and _is_there(values, key)}
+    return LoadedSpec(checked, origins, frozenset(missing))
+
+
+def _is_there(values: Any, key: str) -> bool:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values is not None
+
+
+def _prepare(values: Any, spec_class: Any, missing: set[str], prefix: str = "") -> Any:
+    """Drop what is not set (null and ???), so that the default stands; help pydantic with what it takes too lightly."""
+    if not isinstance(values, dict):
+        return values
+    infos = spec_class.__pydantic_fields__
+    kept = {}
+    for key, value in values.items():
+        annotation = infos[key].annotation if key in infos else None
+        if isinstance(value, str) and value == MANDATORY:
+            missing.add(f"{prefix}{key}")
+        elif value is None:
+            continue
+        elif is_dataclass(annotation):
+            kept[key] = _prepare(value, annotation, missing, f"{prefix}{key}.")
+        elif isinstance(value, bool) and annotation in (int, float):
+            kept[key] = str(value).lower()  # pydantic would take true for 1
+        elif get_origin(annotation) is Literal and isinstance(value, int | float):
+            kept[key] = str(value)  # YAML reads the choice "32" as a number
+        else:
+            kept[key] = value
+    return kept
+
+
+EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "bool": "true or false",
+    "string": "text",
+    "list": "a list, such as [1, 2]",
+    "dict": "a mapping, such as {name: 1}",
+    "dataclass": "a group of options",
+}
+"""What pydantic expected, by the first word of the type of its error."""
+
+
+def _explain(item: Any, spec_class: type, places: Mapping[str, str], secrets: Sequence[str]) -> Problem:
+    """One pydantic error in our words."""
+    parts = [str(part) for part in item["loc"] if part != "[key]"]
+    key = ".".join(parts)
+    known = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+    place = f"{next((places[name] for name in known if name in places), 'spec')}: {key}"
+    kind, context = item["type"], item.get("ctx", {})
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        return _explain_unknown_key(place, parts, spec_class)
+    got = "a value that is not shown" if key in secrets else shorten(item["input"])
+    if kind in ("literal_error", "choice"):
+        choices = context.get("choices") or find_choices(spec_class, key)
+        expected = "one of " + ", ".join(choices) + context.get("more", "")
+        return Problem(place, got, expected, suggest(str(item["input"]), choices))
+    limits = {"greater_than_equal": f"at least {context.get('ge')}", "less_than_equal": f"at most {context.get('le')}"}
+    expected = limits.get(kind) or EXPECTED.get(kind.split("_")[0]) or item["msg"].removeprefix("Input should be ")
+    return Problem(place, got, expected)
+
+
+def shorten(value: Any) -> str:
+    """repr(value), cut to what fits in a line."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
+
+
+def find_choices(spec_class: type, key: str) -> list[str]:
+    """The choices of an option; empty if it is free."""
+    return next((list_choices(entry) for entry in list_options(spec_class) if entry.key == key), [])
+
+
+def list_choices(entry: Option) -> list[str]:
+    """The choices of an option; empty if it is free."""
+    return list(get_args(entry.type)) if get_origin(entry.type) is Literal else []
+
+
+def _explain_unknown_key(place: str, parts: list[str], spec_class: type) -> Problem:
+    prefix = "".join(part + "." for part in parts[:-1])
+    keys = [*(entry.key for entry in list_options(spec_class)), *list_groups(spec_class)]
+    siblings = [key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix)]
+    siblings = list(dict.fromkeys(siblings))
+    elsewhere = [key for key in keys if key.split(".")[-1] == parts[-1]]
+    hint = suggest(parts[-1], siblings) or (f"Did you mean {' or '.join(elsewhere)}?" if elsewhere else "")
+    return Problem(place, f"the unknown key {shorten(parts[-1])}", "one of " + ", ".join(siblings), hint)
+
+
+def build_json_schema(spec_class: type, title: str, required: Sequence[str] = ()) -> dict[str, Any]:
+    """A standard JSON Schema (2020-12) of a spec class; `required` are dotted keys that must be present."""
+    schema: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    schema |= TypeAdapter(spec_class).json_schema()
+    schema["title"] = title
+    schema["default"] = asdict(spec_class())  # type: ignore[call-overload]
+    for key in required:
+        _require(schema, key.split("."))
+    return schema
+
+
+def _require(schema: dict[str, Any], parts: list[str]) -> None:
+    node: dict[str, Any] = {}
+    branch = node
+    for index, part in enumerate(parts):
+        branch["required"] = [part]
+        if index < len(parts) - 1:
+            branch["properties"] = {part: {}}
+            branch = branch["properties"][part]
+    schema.setdefault("allOf", []).append(node)
+
+
+def write_template(spec_class: type, sections: Sequence[str], values: Mapping[str, Any]) -> str:
+    """A complete YAML spec of the named sections, each option with its meaning, range and choices.
+
+    `values` replaces defaults (dotted keys).
+    """
+    groups = list_groups(spec_class)
+    lines: list[str] = []
+    open_groups: list[str] = []
+    for entry in list_options(spec_class):
+        parts = entry.key.split(".")
+        if parts[0] not in sections:
+            continue
+        for depth in range(1, len(parts)):
+            path = ".".join(parts[:depth])
+            if path not in open_groups:
+                open_groups.append(path)
+                lines.append(f"{'  ' * (depth - 1)}{parts[depth - 1]}:  # {groups[path]}")
+        value = values.get(entry.key, entry.default)
+        indent = "  " * (len(parts) - 1)
+        text = yaml.safe_dump({parts[-1]: value}, default_flow_style=None, sort_keys=False, width=200).strip()
+        first, *rest = text.splitlines()
+        lines.append(f"{indent}{first}  # {describe_option(entry)}")
+        lines += [indent + line for line in rest]
+    return "\n".join(lines) + "\n"
+
+
+def describe_option(entry: Option) -> str:
+    """The help text with the range and the choices of an option."""
+    notes = [entry.help]
+    choices = list_choices(entry)
+    if choices:
+        notes.append("one of " + ", ".join(choices))
+    if entry.minimum is not None or entry.maximum is not None:
+        low = "" if entry.minimum is None else f"{entry.minimum:g}"
+        high = "" if entry.maximum is None else f"{entry.maximum:g}"
+        notes.append(f"{low}..{high}" if low and high else f"at least {low}" if low else f"at most {high}")
+    return "; ".join(notes)
+
+

@@ -1,0 +1,316 @@
+"""The training loop, in each process of a run.
+
+Everything random in a step is a function of (seed, position in training, rank, clip), and a checkpoint holds the
+position. So a run that is killed and started again ends with the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from kinegraph.data.dataset import Batch, ClipDataset, EpochBatchSampler, EvaluationShard, pass_batch
+from kinegraph.data.pipeline import InputPipeline
+from kinegraph.data.transforms import TrainingAugmentation
+from kinegraph.errors import KinegraphError, Problem
+from kinegraph.models import build_model
+from kinegraph.models.checkpoint import Checkpoint, load_pretrained, read_checkpoint
+from kinegraph.optim import LearningRateSchedule, build_optimizer
+from kinegraph.run import Run, connect_log, find_encryption_key, format_duration, format_eta, redact, show_messages
+from kinegraph.run_checkpoints import BEST_NAME, LATEST_NAME, CheckpointKeeper
+from kinegraph.skeleton.layouts import Layout
+from kinegraph.spec import Spec
+from kinegraph.train_log import TrainLog
+
+
+@dataclass
+class TrainingJob:
+    """What every process of a training run gets. Labels are int64 arrays, one for each clip."""
+
+    run: Run
+    layout: Layout
+    num_classes: int
+    label_map: dict[str, int]
+    pipeline: InputPipeline
+    train_labels: Any
+    val_labels: Any
+    seed: int
+    fingerprint: dict[str, Any]
+    resume_path: Path | None
+
+
+@dataclass
+class Totals:
+    """Sums over clips: loss, correct answers, count."""
+
+    loss: float = 0.0
+    correct: float = 0.0
+    count: float = 0.0
+
+    def add(self, loss: float, correct: float, count: float) -> None:
+        self.loss += loss
+        self.correct += correct
+        self.count += count
+
+    def compute_means(self, name: str) -> dict[str, float]:
+        return {f"{name}_loss": self.loss / max(self.count, 1), f"{name}_acc": self.correct / max(self.count, 1)}
+
+
+@dataclass
+class Position:
+    """Where training stands: `step` steps of `epoch` are done, `global_step` in all."""
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+    seconds: float = 0.0
+    totals: Totals = field(default_factory=Totals)
+
+
+def fit(fabric: Fabric, job: TrainingJob) -> dict[str, Any]:
+    """Train from the resume point, or the start, to the last epoch; the final metrics and files, on every rank."""
+    job.run.writes = fabric.global_rank == 0
+    connect_log(job.run)
+    if multiprocessing.parent_process() is not None:
+        show_messages()
+    if fabric.world_size > 1 and fabric.device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // fabric.world_size))
+    return _Trainer(fabric, job).run_epochs()
+
+
+class _Trainer:
+    def __init__(self, fabric: Fabric, job: TrainingJob) -> None:
+        self.fabric, self.job, self.run = fabric, job, job.run
+        self.spec: Spec = job.run.spec
+        data = self.spec.dataset
+        self.train_set = ClipDataset(data.train_dataset.data_path, job.train_labels, job.pipeline)
+        self.val_set = ClipDataset(data.val_dataset.data_path, job.val_labels, job.pipeline)
+        self.augment = TrainingAugmentation(data.window_size, data.random_choose, data.random_move, job.seed)
+        self.num_batches = self._make_sampler(0, 0).batches_per_epoch
+        torch.manual_seed(job.seed)
+        self.network = build_model(self.spec.model, job.layout, job.num_classes)
+        key = find_encryption_key(self.spec)
+        resumed = read_checkpoint(job.resume_path, key) if job.resume_path else None
+        self._load_weights(resumed, key)
+        optimizer = build_optimizer(self.spec.train.optim, self.network.parameters())
+        self.schedule = LearningRateSchedule(self.spec.train.optim, self.spec.train.num_epochs, self.num_batches)
+        self.position, best = Position(), None
+        if resumed and resumed.training:
+            self.position, best = self._restore(resumed.training, optimizer)
+        self.keeper = CheckpointKeeper(self.run, key, best)
+        self.model, self.optimizer = fabric.setup(self.network, optimizer)
+        self.metrics: dict[str, float] = dict(resumed.metrics) if resumed else {}
+        self.log = TrainLog(self.run, self.position.epoch) if self.run.writes else None
+        self.counted_s = time.monotonic()
+
+    def _load_weights(self, resumed: Checkpoint | None, key: str) -> None:
+        if resumed:
+            self.network.load_state_dict(resumed.state_dict)
+        elif self.spec.model.pretrained_model_path:
+            path = self.spec.model.pretrained_model_path
+            for message in load_pretrained(self.network, read_checkpoint(path, key), path):
+                self.run.info(message)
+
+    def _restore(self, training: dict[str, Any], optimizer: torch.optim.Optimizer) -> tuple[Position, Any]:
+        optimizer.load_state_dict(training["optimizer"])
+        self.schedule.load_state_dict(training["schedule"])
+        totals = Totals(*training["totals"]) if self.run.writes else Totals()
+        names = ("epoch", "step", "global_step", "seconds")
+        return Position(*(training[name] for name in names), totals), training["best"]
+
+    def _make_sampler(self, epoch: int, start_batch: int) -> EpochBatchSampler:
+        return EpochBatchSampler(
+            len(self.train_set),
+            self.spec.dataset.batch_size,
+            seed=self.job.seed,
+            epoch=epoch,
+            start_batch=start_batch,
+            rank=self.fabric.global_rank,
+            world_size=self.fabric.world_size,
+        )
+
+    def _load_batches(self, dataset: ClipDataset, batches: Any) -> Iterator[Batch]:
+        device = self.fabric.device
+        loader: DataLoader[Batch] = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=self.spec.dataset.num_workers,
+            collate_fn=pass_batch,
+            pin_memory=device.type == "cuda",
+        )
+        for batch in loader:
+            data = batch.data.to(device, non_blocking=True)
+            yield Batch(data, batch.labels.to(device, non_blocking=True), batch.index)
+
+    def run_epochs(self) -> dict[str, Any]:
+        train = self.spec.train
+        first_epoch = self.position.epoch
+        started_s = time.monotonic()
+        for epoch in range(first_epoch, train.num_epochs):
+            epoch_started_s = time.monotonic()
+            steps_before = self.position.global_step
+            learning_rate = self._train_epoch()
+            is_last = epoch == train.num_epochs - 1
+            validates = is_last or (epoch + 1) % train.validation_interval == 0
+            losses = self._finish_epoch(epoch, validates)
+            now_s = time.monotonic()
+            left_s = (now_s - started_s) / (epoch + 1 - first_epoch) * (train.num_epochs - epoch - 1)
+            steps = self.position.global_step - steps_before
+            self._report(epoch, losses, learning_rate, now_s - epoch_started_s, steps, left_s)
+        self._count_seconds()
+        if self.log:
+            self.log.close()
+        return {
+            "metrics": {**self.metrics, "best": self.keeper.best, "train_seconds": self.position.seconds},
+            "files": {"latest": str(self.run.folder / LATEST_NAME), "best": str(self.run.folder / BEST_NAME)},
+        }
+
+    def _train_epoch(self) -> float:
+        position, train = self.position, self.spec.train
+        self.model.train()
+        learning_rate = train.optim.lr
+        for batch in self._load_batches(self.train_set, self._make_sampler(position.epoch, position.step)):
+            learning_rate = self.schedule.compute_lr(position.epoch, position.step)
+            for parameters in self.optimizer.param_groups:
+                parameters["lr"] = learning_rate
+            torch.manual_seed(_mix_seed(self.job.seed, position.global_step, self.fabric.global_rank))
+            self._train_step(batch)
+            position.step += 1
+            position.global_step += 1
+            self.run.progress(position.global_step, train.num_epochs * self.num_batches, "training steps")
+            due = train.checkpoint_interval_unit == "step" and position.global_step % train.checkpoint_interval == 0
+            if due and position.step < self.num_batches:
+                self._save(position.epoch)
+        return learning_rate
+
+    def _train_step(self, batch: Batch) -> None:
+        clips = self.augment(batch.data, batch.index, self.position.epoch)
+        logits = self.model(clips)
+        loss = functional.cross_entropy(logits, batch.labels)
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss)
+        if self.spec.train.grad_clip > 0:
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.spec.train.grad_clip)
+        self.optimizer.step()
+        value = loss.item()
+        if not math.isfinite(value):
+            where = f"training, epoch {self.position.epoch}, step {self.position.global_step}"
+            hint = "Lower train.optim.lr or set train.grad_clip, and look at the data with `kinegraph inspect`."
+            raise KinegraphError(Problem(where, f"a loss of {value}", "a finite loss", hint))
+        count = len(batch.labels)
+        self.position.totals.add(value * count, (logits.argmax(1) == batch.labels).sum().item(), count)
+
+    def _finish_epoch(self, epoch: int, validates: bool) -> dict[str, float]:
+        """Validate and save as the intervals say, always at the last epoch; the metrics measured in this epoch."""
+        position, train = self.position, self.spec.train
+        losses = self._reduce(position.totals).compute_means("train")
+        if validates:
+            losses |= self._validate()
+        self.schedule.finish_epoch(losses)
+        self.metrics |= losses
+        position.epoch, position.step, position.totals = epoch + 1, 0, Totals()
+        done = epoch + 1 if train.checkpoint_interval_unit == "epoch" else position.global_step
+        on_interval = done % train.checkpoint_interval == 0 or epoch == train.num_epochs - 1
+        is_best = validates and self.keeper.note_metrics(losses, epoch, position.global_step, on_interval)
+        if on_interval or is_best:
+            self._save(epoch)
+        return losses
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        self.model.eval()
+        shard = EvaluationShard(
+            len(self.val_set), self.spec.dataset.batch_size, self.fabric.global_rank, self.fabric.world_size
+        )
+        totals = Totals()
+        for batch, valid in zip(self._load_batches(self.val_set, shard.batches), shard.valid_counts, strict=True):
+            logits, labels = self.model(batch.data)[:valid], batch.labels[:valid]
+            if valid:
+                loss = functional.cross_entropy(logits, labels, reduction="sum").item()
+                totals.add(loss, (logits.argmax(1) == labels).sum().item(), valid)
+        return self._reduce(totals).compute_means("val")
+
+    def _reduce(self, totals: Totals) -> Totals:
+        if self.fabric.world_size == 1:
+            return totals
+        values = torch.tensor([totals.loss, totals.correct, totals.count], dtype=torch.float64, device=self.fabric.device)
+        return Totals(*self.fabric.all_reduce(values, reduce_op="sum").tolist())
+
+    def _save(self, epoch: int) -> None:
+        totals = self._reduce(self.position.totals)
+        self._count_seconds()
+        if self.run.writes:
+            self.keeper.save(epoch, self.position.global_step, lambda: self._make_checkpoint(totals))
+        self.fabric.barrier()
+
+    def _count_seconds(self) -> None:
+        now_s = time.monotonic()
+        self.position.seconds += now_s - self.counted_s
+        self.counted_s = now_s
+
+    def _make_checkpoint(self, totals: Totals) -> Checkpoint:
+        job, position = self.job, self.position
+        network: nn.Module = self.network
+        return Checkpoint(
+            state_dict={name: tensor.detach().cpu() for name, tensor in network.state_dict().items()},
+            options=self.spec.model,
+            layout=job.layout,
+            num_classes=job.num_classes,
+            label_map=job.label_map,
+            pipeline=job.pipeline.to_dict(),
+            metrics=dict(self.metrics),
+            spec=redact(self.spec),
+            training={
+                "epoch": position.epoch,
+                "step": position.step,
+                "global_step": position.global_step,
+                "seconds": position.seconds,
+                "totals": list(asdict(totals).values()),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "best": self.keeper.best,
+                "seed": job.seed,
+                "fingerprint": job.fingerprint,
+            },
+        )
+
+    def _report(
+        self, epoch: int, losses: dict[str, float], learning_rate: float, epoch_s: float, steps: int, left_s: float
+    ) -> None:
+        train, position = self.spec.train, self.position
+        if self.log is None:
+            return
+        row = {"epoch": epoch, "step": position.global_step, "lr": learning_rate, **losses, "seconds": round(epoch_s, 3)}
+        self.log.write_epoch(row)
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
+        eta = f", {format_duration(left_s)} left" if epoch < train.num_epochs - 1 else ""
+        self.run.info(f"epoch {epoch + 1} of {train.num_epochs}: {numbers}  lr {learning_rate:.4g}  ({epoch_s:.1f} s{eta})")
+        self.run.write_status(
+            "RUNNING",
+            f"Epoch {epoch + 1} of {train.num_epochs} is done.",
+            kpi=losses,
+            epoch=epoch,
+            step=position.global_step,
+            max_epoch=train.num_epochs - 1,
+            max_step=train.num_epochs * self.num_batches,
+            time_per_epoch=format_eta(epoch_s),
+            time_per_step=format_eta(epoch_s / max(steps, 1)),
+            eta=format_eta(left_s),
+        )
+
+
+def _mix_seed(seed: int, global_step: int, rank: int) -> int:
+    """A seed for the dropout of one step on one rank."""
+    return (seed * 1_000_003 + global_step * 8_191 + rank * 131) % 2**63

@@ -1,0 +1,328 @@
+"""Model files (.pth): reading with restrictions, writing whole, and what can be told from weights alone.
+
+A file is a dict in the form of a Lightning checkpoint (`state_dict` with the prefix `model.`), with one more entry,
+`kinegraph`, that holds all that inference needs as plain data. Files of TAO lack it: then the options are read off
+the tensors.
+"""
+
+from __future__ import annotations
+
+import io
+import platform
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import kinegraph
+from kinegraph.errors import CheckpointError, DataError, Problem
+from kinegraph.models.encryption import decrypt, encrypt, is_encrypted
+from kinegraph.models.st_gcn import STGCN
+from kinegraph.skeleton.graph import STRATEGIES, build_adjacency
+from kinegraph.skeleton.layouts import LAYOUTS, Layout
+from kinegraph.spec import ModelSpec
+from kinegraph.storage import write_atomically
+
+FORMAT_VERSION = 1
+MAX_FILE_BYTES = 8 * 2**30
+PREFIX = "model."
+
+
+class _InertOptions:
+    """Stands for an options object in a foreign file: keeps its state, never runs its code."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+INERT_TYPES = [
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.base.Metadata",
+    "omegaconf.nodes.AnyNode",
+    "omegaconf.nodes.StringNode",
+    "omegaconf.nodes.IntegerNode",
+    "omegaconf.nodes.FloatNode",
+    "omegaconf.nodes.BooleanNode",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+]
+"""Types in the hyper-parameters of foreign files. They are read as `_InertOptions`, whatever is installed."""
+
+
+@dataclass
+class Checkpoint:
+    """A model file in memory. `state_dict` keys have no prefix; `training` is what resuming needs, or None."""
+
+    state_dict: dict[str, torch.Tensor]
+    options: ModelSpec
+    layout: Layout
+    num_classes: int
+    label_map: dict[str, int] | None = None
+    pipeline: dict[str, Any] | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    spec: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    training: dict[str, Any] | None = None
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another tool wrote the file."""
+        return not self.versions
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names in label order; class_0, class_1, ... where the file holds none."""
+        names = {label: name for name, label in (self.label_map or {}).items()}
+        return [names.get(label, f"class_{label}") for label in range(self.num_classes)]
+
+
+def list_versions() -> dict[str, str]:
+    """Versions that a checkpoint records."""
+    return {"kinegraph": kinegraph.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint, key: str = "") -> None:
+    """Write atomically; with a key, encrypted in memory first, so that no plain weights reach the disk."""
+    training = dict(checkpoint.training or {})
+    options = asdict(checkpoint.options)
+    options.pop("pretrained_model_path")
+    content = {
+        "epoch": training.get("epoch", 0),
+        "global_step": training.get("global_step", 0),
+        "pytorch-lightning_version": "2.0.0",
+        "state_dict": {PREFIX + name: tensor for name, tensor in checkpoint.state_dict.items()},
+        "kinegraph": {
+            "format_version": FORMAT_VERSION,
+            "model": options,
+            "layout": checkpoint.layout.to_dict(),
+            "num_classes": checkpoint.num_classes,
+            "label_map": checkpoint.label_map,
+            "pipeline": checkpoint.pipeline,
+            "metrics": checkpoint.metrics,
+            "spec": checkpoint.spec,
+            "versions": list_versions(),
+            "training": training,
+        },
+    }
+    if key:
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        with write_atomically(path) as file:
+            file.write(encrypt(buffer.getvalue(), key))
+        return
+    with write_atomically(path) as file:
+        torch.save(content, file)
+
+
+def read_checkpoint(path: Path | str, key: str = "") -> Checkpoint:
+    """Read a model file of Kinegraph or TAO, on the CPU. Raises CheckpointError; never runs code from the file."""
+    path = Path(path)
+    content = _load_restricted(path, key)
+    state_dict = _find_state_dict(content, path)
+    own = content.get("kinegraph")
+    if own is None:
+        return _read_foreign(state_dict, content, path)
+    if not isinstance(own, dict) or own.get("format_version") != FORMAT_VERSION:
+        version = own.get("format_version") if isinstance(own, dict) else own
+        hint = "Update Kinegraph."
+        raise CheckpointError(Problem(str(path), f"format version {version!r}", str(FORMAT_VERSION), hint))
+    try:
+        return Checkpoint(
+            state_dict=state_dict,
+            options=ModelSpec(**own["model"]),
+            layout=Layout.from_dict(own["layout"]),
+            num_classes=own["num_classes"],
+            label_map=own["label_map"],
+            pipeline=own["pipeline"],
+            metrics=own["metrics"],
+            spec=own["spec"],
+            versions=own["versions"],
+            training=own["training"] or None,
+        )
+    except (KeyError, TypeError, ValueError, DataError) as error:
+        got = f"a damaged description ({type(error).__name__}: {error})"
+        raise CheckpointError(Problem(str(path), got, "the entries that Kinegraph writes")) from error
+
+
+def build_from_checkpoint(checkpoint: Checkpoint, where: str) -> nn.Module:
+    """The network with its weights, in eval mode. Raises CheckpointError where tensors do not fit."""
+    adjacency = checkpoint.state_dict.get("A")
+    if adjacency is None:
+        adjacency = torch.from_numpy(build_adjacency(checkpoint.layout, checkpoint.options.graph_strategy))
+    model = STGCN(checkpoint.options, adjacency.clone(), checkpoint.num_classes)
+    wrong = _list_misfits(model, checkpoint.state_dict)
+    if wrong:
+        raise CheckpointError(*(Problem(f"{where}: {name}", got, expected) for name, got, expected in wrong[:5]))
+    model.load_state_dict(checkpoint.state_dict)
+    return model.eval()
+
+
+def load_pretrained(model: nn.Module, checkpoint: Checkpoint, where: str) -> list[str]:
+    """Copy weights into a model for fine-tuning; a head of another size stays as it is initialised.
+
+    Returns messages for the user. Raises CheckpointError if anything but the head does not fit.
+    """
+    weights = dict(checkpoint.state_dict)
+    messages = []
+    own_graph, other_graph = model.get_buffer("A"), weights.get("A")
+    if other_graph is not None and (own_graph.shape != other_graph.shape or not torch.allclose(own_graph, other_graph)):
+        got = f"a graph of layout {checkpoint.layout.name}, strategy {checkpoint.options.graph_strategy}"
+        hint = "Set model.graph_layout and model.graph_strategy to those of the checkpoint."
+        raise CheckpointError(Problem(where, got, "the graph of model.graph_layout and model.graph_strategy", hint))
+    head = {name for name in weights if name.startswith("fcn.")}
+    target = model.state_dict()
+    if any(name in target and target[name].shape != weights[name].shape for name in head):
+        for name in head:
+            del weights[name]
+        messages.append(
+            f"The head of {where} has {checkpoint.num_classes} classes and this model has "
+            f"{target['fcn.weight'].shape[0]}: it starts new, all other weights are taken over."
+        )
+    wrong = [item for item in _list_misfits(model, weights) if item[0] not in head]
+    if wrong:
+        raise CheckpointError(*(Problem(f"{where}: {name}", got, expected) for name, got, expected in wrong[:5]))
+    model.load_state_dict(weights, strict=False)
+    return messages
+
+
+def _list_misfits(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> list[tuple[str, str, str]]:
+    target = model.state_dict()
+    missing = [(name, "nothing", f"a tensor {tuple(target[name].shape)}") for name in target if name not in weights]
+    extra = [(name, "an unknown tensor", "only tensors of the network") for name in weights if name not in target]
+    shapes = [
+        (name, f"shape {tuple(weights[name].shape)}", f"shape {tuple(target[name].shape)}")
+        for name in target
+        if name in weights and weights[name].shape != target[name].shape
+    ]
+    return missing + extra + shapes
+
+
+def _load_restricted(path: Path, key: str) -> dict[str, Any]:
+    try:
+        size_bytes = path.stat().st_size
+        if size_bytes > MAX_FILE_BYTES:
+            raise CheckpointError(Problem(str(path), f"{size_bytes} bytes", f"at most {MAX_FILE_BYTES} bytes"))
+        content = path.read_bytes()
+    except OSError as error:
+        hint = "Check the path."
+        raise CheckpointError(Problem(str(path), error.strerror or str(error), "a readable file", hint)) from error
+    if is_encrypted(content):
+        content = decrypt(content, key, str(path))
+    _refuse_compression(content, path)
+    inert = [(_InertOptions, name) for name in INERT_TYPES]
+    try:
+        with torch.serialization.safe_globals(inert):  # type: ignore[arg-type]
+            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for files that are damaged or refused
+        raise CheckpointError(_explain_refusal(path, error)) from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(Problem(str(path), f"a {type(loaded).__name__}", "a dict with a state_dict"))
+    return loaded
+
+
+def _refuse_compression(content: bytes, path: Path) -> None:
+    """torch stores tensors as they are; a file that unpacks to more than its size is not from torch."""
+    buffer = io.BytesIO(content)
+    if not zipfile.is_zipfile(buffer):
+        return
+    try:
+        unpacked = sum(entry.file_size for entry in zipfile.ZipFile(buffer).infolist())
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise CheckpointError(_explain_refusal(path, error)) from error
+    if unpacked > len(content):
+        got = f"an archive that unpacks from {len(content)} to {unpacked} bytes"
+        raise CheckpointError(Problem(str(path), got, "tensors stored without compression"))
+
+
+def _explain_refusal(path: Path, error: Exception) -> Problem:
+    text = str(error)
+    found = re.search(r"GLOBAL ([\w.]+)", text)
+    if found and found[1] == "_io.BytesIO":
+        return _explain_vendor_encryption(path)
+    if found:
+        hint = "Save it again with tensors and plain values only."
+        return Problem(str(path), f"an object of type {found[1]}", "tensors and plain values", hint)
+    reason = " ".join(text.split("\n")[0].split())[:200]
+    hint = "The file may be cut or damaged: copy it again."
+    return Problem(str(path), f"a file that cannot be read ({reason})", "a PyTorch checkpoint", hint)
+
+
+def _explain_vendor_encryption(path: Path) -> Problem:
+    hint = "Save it without encryption there first; its format is not public."
+    return Problem(str(path), "a checkpoint encrypted by the original tool", "a plain checkpoint, or one of ours", hint)
+
+
+def _find_state_dict(content: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
+    weights = content.get("state_dict", content)
+    if content.get("state_dict_encrypted") or isinstance(weights, bytes):
+        raise CheckpointError(_explain_vendor_encryption(path))
+    if not isinstance(weights, Mapping):
+        raise CheckpointError(Problem(f"{path}: state_dict", f"a {type(weights).__name__}", "named tensors"))
+    tensors = {
+        str(name).removeprefix(PREFIX): value for name, value in weights.items() if isinstance(value, torch.Tensor)
+    }
+    if not tensors:
+        raise CheckpointError(Problem(str(path), "no tensors", "the weights of a network"))
+    return tensors
+
+
+def _read_foreign(state_dict: dict[str, torch.Tensor], content: Mapping[str, Any], path: Path) -> Checkpoint:
+    """Tell the options of ST-GCN from the shapes of its tensors."""
+    needed = ["A", "fcn.weight", "data_bn.weight", "st_gcn_networks.0.gcn.conv.weight"]
+    absent = [name for name in needed if name not in state_dict]
+    if absent:
+        hint = f"It holds {', '.join(list(state_dict)[:3])}, ..."
+        raise CheckpointError(Problem(str(path), "no " + ", ".join(absent), "the tensors of ST-GCN", hint))
+    adjacency = state_dict["A"].float()
+    if adjacency.ndim != 3 or adjacency.shape[1] != adjacency.shape[2]:
+        raise CheckpointError(Problem(f"{path}: A", f"shape {tuple(adjacency.shape)}", "(K, V, V)"))
+    layout, strategy = _match_graph(adjacency.numpy())
+    options = ModelSpec(
+        input_channels=state_dict["st_gcn_networks.0.gcn.conv.weight"].shape[1],
+        graph_layout=layout.name if layout.name in LAYOUTS else "nvidia",
+        graph_strategy=strategy,  # type: ignore[arg-type]
+        edge_importance_weighting="edge_importance.0" in state_dict,
+    )
+    num_classes = state_dict["fcn.weight"].shape[0]
+    return Checkpoint(state_dict, options, layout, num_classes, _find_label_map(content, num_classes))
+
+
+def _match_graph(adjacency: np.ndarray) -> tuple[Layout, str]:
+    num_joints = adjacency.shape[1]
+    for layout in LAYOUTS.values():
+        if layout.num_joints != num_joints:
+            continue
+        for strategy in STRATEGIES:
+            candidate = build_adjacency(layout, strategy)
+            if candidate.shape == adjacency.shape and np.allclose(candidate, adjacency, atol=1e-5):
+                return layout, strategy
+    linked = adjacency.sum(0) != 0
+    edges = tuple((i, j) for i in range(num_joints) for j in range(i) if linked[i, j] or linked[j, i])
+    joints = tuple(f"joint_{number}" for number in range(num_joints))
+    strategy = {1: "uniform", 2: "distance"}.get(adjacency.shape[0], "spatial")
+    return Layout("unknown", joints, edges, (), (), 0), strategy
+
+
+def _find_label_map(content: Mapping[str, Any], num_classes: int) -> dict[str, int] | None:
+    """A label map among plain hyper-parameters, wherever it lies in them."""
+
+    def search(node: Any, depth: int) -> dict[str, int] | None:
+        if isinstance(node, _InertOptions):
+            node = getattr(node, "state", None)
+        if not isinstance(node, Mapping) or depth > 8:
+            return None
+        candidate = node.get("label_map")
+        if isinstance(candidate, Mapping) and sorted(candidate.values()) == list(range(num_classes)):
+            return {str(name): int(label) for name, label in candidate.items()}
+        return next((found for child in node.values() if (found := search(child, depth + 1))), None)
+
+    parts = [content.get("hyper_parameters"), content.get("label_map") and {"label_map": content["label_map"]}]
+    return next((found for part in parts if (found := search(part, 0))), None)

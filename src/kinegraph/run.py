@@ -1,0 +1,250 @@
+"""One execution of an action and its folder: experiment.yaml, status.json, log.txt, messages and the final state."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kinegraph.errors import KinegraphError
+from kinegraph.spec import KEY_VARIABLE, Spec
+from kinegraph.storage import append_line, explain_os_error, make_folder, write_atomically
+
+LOGGER = logging.getLogger("kinegraph")
+PROGRESS_LINE_INTERVAL_S = 10.0
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Not an Exception, so that no handler in between takes it for an ordinary failure."""
+
+
+@dataclass
+class Result:
+    """What an action gives back: numbers, and the files it made (role -> path)."""
+
+    metrics: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """The folder of a run and everything that is said about it.
+
+    Only the process with `writes` touches the folder or speaks: in distributed runs that is rank 0.
+    """
+
+    action: str
+    folder: Path
+    spec: Spec
+    origins: dict[str, str] = field(default_factory=dict)
+    writes: bool = True
+    _progress: _Progress | None = field(default=None, repr=False)
+
+    def is_set(self, key: str) -> bool:
+        """Whether the user gave a value for this dotted key, even if it equals the default."""
+        return key in self.origins
+
+    def info(self, message: str) -> None:
+        if self.writes:
+            LOGGER.info(message)
+
+    def warn(self, message: str) -> None:
+        if self.writes:
+            LOGGER.warning(message)
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """Show that `done` of `total` are finished: a bar at a terminal, else a line now and then."""
+        if not self.writes:
+            return
+        if self._progress is None or self._progress.what != what:
+            self._progress = _Progress(what)
+        self._progress.show(done, total)
+        if done >= total:
+            self._progress = None
+
+    def write_experiment(self, spec: Spec | None = None) -> None:
+        """Write experiment.yaml, the effective spec. Every action does so once its checks have passed."""
+        if self.writes:
+            with write_atomically(self.folder / "experiment.yaml", "w") as file:
+                yaml.safe_dump(redact(spec or self.spec), file, sort_keys=False)
+
+    def write_status(self, status: str, message: str, kpi: dict[str, Any] | None = None, **fields: Any) -> None:
+        """Append one line to status.json: STARTED, RUNNING, SUCCESS, FAILURE or SKIPPED."""
+        if not self.writes:
+            return
+        now = datetime.now()
+        line = {
+            "date": f"{now.month}/{now.day}/{now.year}",
+            "time": f"{now.hour}:{now.minute}:{now.second}",
+            "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "status": status,
+            "verbosity": "ERROR" if status == "FAILURE" else "INFO",
+            "message": message,
+            "kpi": kpi or {},
+            **fields,
+        }
+        append_line(self.folder / "status.json", json.dumps(line))
+
+
+class _Progress:
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.started_s = time.monotonic()
+        self.shown_s = self.started_s
+        self.terminal = sys.stderr.isatty()
+
+    def show(self, done: int, total: int) -> None:
+        now_s = time.monotonic()
+        interval_s = 0.1 if self.terminal else PROGRESS_LINE_INTERVAL_S
+        if now_s - self.shown_s < interval_s and not (self.terminal and done >= total):
+            return
+        if done >= total and not self.terminal:
+            return
+        self.shown_s = now_s
+        left_s = (now_s - self.started_s) / max(done, 1) * (total - done)
+        text = f"{self.what}: {done} of {total}, {format_duration(left_s)} left"
+        if self.terminal:
+            filled = round(24 * done / max(total, 1))
+            bar = "█" * filled + "·" * (24 - filled)
+            end = "\r" if done < total else "\r\x1b[K"
+            print(f"\r\x1b[K{bar} {text}", end=end, file=sys.stderr, flush=True)
+        else:
+            LOGGER.info(text)
+
+
+def format_duration(seconds: float) -> str:
+    """'4 s', '3 min 20 s', '1 h 5 min'."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def format_eta(seconds: float) -> str:
+    """H:MM:SS.ffffff, the form of the fields time_per_epoch, time_per_step and eta in status.json."""
+    text = str(timedelta(seconds=max(seconds, 0)))
+    return text if "." in text else text + ".000000"
+
+
+def redact(spec: Spec) -> dict[str, Any]:
+    """The spec as plain data, without the encryption key."""
+    values = asdict(spec)
+    values.pop("encryption_key")
+    return values
+
+
+def find_encryption_key(spec: Spec) -> str:
+    """The key from the spec, else from the environment (KINEGRAPH_ENCRYPTION_KEY), else ''."""
+    return spec.encryption_key or os.environ.get(KEY_VARIABLE, "")
+
+
+def find_launched_rank() -> int:
+    """The rank that torchrun or SLURM gave this process; 0 without them."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return int(os.environ["RANK"])
+    if "SLURM_PROCID" in os.environ and "SLURM_NTASKS" in os.environ and "SLURM_JOB_NAME" in os.environ:
+        return int(os.environ["SLURM_PROCID"]) if os.environ["SLURM_JOB_NAME"] != "bash" else 0
+    return 0
+
+
+@contextmanager
+def open_run(action: str, folder: Path, spec: Spec, origins: dict[str, str]) -> Iterator[Run]:
+    """Make the folder, write a STARTED line; end with one SUCCESS or FAILURE line.
+
+    SIGTERM becomes Terminated. OSError becomes StorageError. Everything raised is passed on.
+    """
+    run = Run(action, folder, spec, origins, writes=find_launched_rank() == 0)
+    make_folder(folder)
+    handler = connect_log(run)
+    try:
+        with _raise_on_sigterm():
+            run.write_status("STARTED", f"Starting {action}.")
+            yield run
+            run.write_status("SUCCESS", f"{action} finished successfully.")
+    except BaseException as error:
+        _write_failure(run, error)
+        if isinstance(error, OSError):
+            raise explain_os_error(error, error.filename or folder) from error
+        raise
+    finally:
+        if handler is not None:
+            LOGGER.removeHandler(handler)
+            handler.close()
+
+
+def _write_failure(run: Run, error: BaseException) -> None:
+    named = {KeyboardInterrupt: "interrupted", Terminated: "terminated (SIGTERM)"}
+    reason = named.get(type(error)) or (
+        str(error) if isinstance(error, KinegraphError) else f"{type(error).__name__}: {error}"
+    )
+    try:
+        run.write_status("FAILURE", f"{run.action} failed: {reason}")
+    except KinegraphError as second:
+        LOGGER.error("status.json could not be written: %s", second)
+    if run.writes and not isinstance(error, KinegraphError | KeyboardInterrupt | Terminated):
+        LOGGER.debug("traceback", exc_info=error)
+
+
+def connect_log(run: Run) -> logging.Handler | None:
+    """Send messages of this process to the run's log.txt; None if they go there already or the run does not write."""
+    path = run.folder / "log.txt"
+    if not run.writes or any(getattr(handler, "baseFilename", "") == str(path.absolute()) for handler in LOGGER.handlers):
+        return None
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setLevel(logging.DEBUG)
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.DEBUG)
+    return handler
+
+
+def show_messages(stream: Any = None) -> None:
+    """Show messages on a stream (default: stderr), once per process."""
+    if any(getattr(handler, "name", "") == "kinegraph-messages" for handler in LOGGER.handlers):
+        return
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.set_name("kinegraph-messages")
+    handler.setLevel(logging.INFO)
+    handler.setFormatter(_MessageFormatter())
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.DEBUG)
+    LOGGER.propagate = False
+
+
+class _MessageFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        return prefix + record.getMessage()
+
+
+@contextmanager
+def _raise_on_sigterm() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

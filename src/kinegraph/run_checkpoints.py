@@ -1,0 +1,105 @@
+"""Which checkpoint files a training run keeps: names, the newest, the best, and the pointers to them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kinegraph.errors import CheckpointError
+from kinegraph.models.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from kinegraph.run import Run
+from kinegraph.storage import point_to, write_json
+
+LATEST_NAME = "pc_model_latest.pth"
+BEST_NAME = "pc_model_best.pth"
+BEST_METRICS_NAME = "best.json"
+NAME_PATTERN = re.compile(r"model_epoch_(\d{3,})_step_(\d{5,})\.pth")
+
+
+def name_checkpoint(epoch: int, step: int) -> str:
+    """File name for a 0-based epoch and the number of steps done in all."""
+    return f"model_epoch_{epoch:03d}_step_{step:05d}.pth"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of a run, the newest (by step) first; pointers are not among them."""
+    found = [(match, path) for path in folder.glob("model_epoch_*.pth") if (match := NAME_PATTERN.fullmatch(path.name))]
+    return [path for _, path in sorted(found, key=lambda item: (int(item[0][2]), int(item[0][1])), reverse=True)]
+
+
+def find_latest(run: Run, key: str) -> tuple[Path, Checkpoint] | None:
+    """The newest checkpoint of a run folder that can be read and resumed; damaged ones are passed over with a warning.
+
+    Raises CheckpointError if there are some and none can be read (a wrong key, for one).
+    """
+    failure = None
+    for path in list_checkpoints(run.folder):
+        try:
+            checkpoint = read_checkpoint(path, key)
+        except CheckpointError as error:
+            run.warn(f"{error} Trying the one before.")
+            failure = error
+            continue
+        if checkpoint.training:
+            return path, checkpoint
+    if failure:
+        raise failure
+    return None
+
+
+def is_better(metrics: dict[str, float], best: dict[str, Any] | None) -> bool:
+    """By val_acc, then by val_loss; a metric that is not a number never wins."""
+    if any(not math.isfinite(metrics[name]) for name in ("val_acc", "val_loss")):
+        return False
+    return best is None or (metrics["val_acc"], -metrics["val_loss"]) > (best["val_acc"], -best["val_loss"])
+
+
+class CheckpointKeeper:
+    """Saves checkpoints under their names, moves the pointers, and removes a best one that a better one replaces.
+
+    `best` holds the metrics, epoch, step and file of the best checkpoint so far, or None. A checkpoint saved only for
+    being the best is removed once it no longer is.
+    """
+
+    def __init__(self, run: Run, key: str, best: dict[str, Any] | None) -> None:
+        self.run = run
+        self.key = key
+        self.best = best
+
+    def note_metrics(self, metrics: dict[str, float], epoch: int, step: int, on_interval: bool) -> bool:
+        """Record the metrics of a validation; True if they are the best so far, and so to be saved."""
+        if not is_better(metrics, self.best):
+            return False
+        replaced = self.best["file"] if self.best and not self.best["on_interval"] else None
+        self.best = {
+            **metrics,
+            "epoch": epoch,
+            "step": step,
+            "file": name_checkpoint(epoch, step),
+            "on_interval": on_interval,
+            "replaces": replaced,
+        }
+        return True
+
+    def save(self, epoch: int, step: int, make: Callable[[], Checkpoint]) -> Path:
+        """Write a checkpoint, then point to it. A kill in between leaves a pointer that is one checkpoint old."""
+        path = self.run.folder / name_checkpoint(epoch, step)
+        write_checkpoint(path, make(), self.key)
+        point_to(self.run.folder / LATEST_NAME, path)
+        if self.best and self.best["file"] == path.name:
+            self._point_to_best(path)
+        return path
+
+    def _point_to_best(self, path: Path) -> None:
+        assert self.best is not None
+        point_to(self.run.folder / BEST_NAME, path)
+        shown = {name: value for name, value in self.best.items() if name not in ("on_interval", "replaces")}
+        write_json(self.run.folder / BEST_METRICS_NAME, shown)
+        replaced = self.best["replaces"]
+        if replaced and replaced != path.name:
+            with contextlib.suppress(OSError):
+                (self.run.folder / replaced).unlink(missing_ok=True)

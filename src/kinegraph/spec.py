@@ -1,0 +1,341 @@
+"""Every option of Kinegraph. Names, defaults and ranges are those of TAO's pose classification where it has them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator
+from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
+
+from kinegraph.config import (
+    MANDATORY,
+    SPEC_CONFIG,
+    LoadedSpec,
+    get_value,
+    group,
+    list_options,
+    load_spec,
+    option,
+    shorten,
+)
+from kinegraph.errors import Problem, SpecError
+from kinegraph.skeleton.layouts import LAYOUTS
+
+KEY_VARIABLE = "KINEGRAPH_ENCRYPTION_KEY"
+
+
+def _check_layout_name(name: str) -> str:
+    if name in LAYOUTS or name.lower().endswith((".yaml", ".yml")):
+        return name
+    context = {"choices": list(LAYOUTS), "more": ", or the path of a .yaml file"}
+    raise PydanticCustomError("choice", "a known layout", context)
+
+
+LayoutName = Annotated[str, AfterValidator(_check_layout_name)]
+
+
+@dataclass(config=SPEC_CONFIG)
+class WandbSpec:
+    enable: bool = option(True, "log to Weights & Biases if it is installed and a key is there (or WANDB_MODE=offline)")
+    project: str = option("TAO Toolkit", "project that the run belongs to")
+    entity: str = option("", "team or user that owns the project")
+    group: str = option("", "group of the run")
+    name: str = option("TAO Toolkit Training", "name of the run")
+    run_id: str = option("", "id of a run to continue")
+    tags: list[str] = option(["tao-toolkit"], "tags of the run")
+    reinit: bool = option(False, "allow several runs in one process")
+    sync_tensorboard: bool = option(False, "copy what TensorBoard gets")
+    save_code: bool = option(False, "store the calling script with the run")
+
+
+@dataclass(config=SPEC_CONFIG)
+class ModelSpec:
+    model_type: Literal["ST-GCN"] = option("ST-GCN", "network")
+    pretrained_model_path: str = option("", "checkpoint whose weights training starts from", path="input")
+    input_channels: int = option(3, "values per joint: 3 for x, y, z; 2 for x, y", minimum=1)
+    dropout: float = option(0.5, "dropout in every block but the first", minimum=0, maximum=1, automl=True)
+    graph_layout: LayoutName = option("nvidia", "joints and edges: a name from `kinegraph layouts`, or a YAML file")
+    graph_strategy: Literal["uniform", "distance", "spatial", "spatial_exact"] = option(
+        "spatial", "partition strategy; spatial_exact is the paper's rule"
+    )
+    edge_importance_weighting: bool = option(True, "learn a weight for every edge in every block")
+
+
+@dataclass(config=SPEC_CONFIG)
+class TrainingDataSpec:
+    data_path: str = option("", "array (N, C, T, V, M), .npy", path="input")
+    label_path: str = option("", "labels: .pkl, .json, .npz or .csv", path="input")
+
+
+@dataclass(config=SPEC_CONFIG)
+class TestDataSpec:
+    data_path: str = option("", "array (N, C, T, V, M), .npy", path="input")
+    label_path: str = option("", "labels: .pkl, .json, .npz or .csv", path="input")
+
+
+@dataclass(config=SPEC_CONFIG)
+class DatasetSpec:
+    train_dataset: TrainingDataSpec = group(TrainingDataSpec, "what is trained on")
+    val_dataset: TrainingDataSpec = group(TrainingDataSpec, "what chooses the best checkpoint")
+    num_classes: int = option(6, "number of classes; taken from the labels when left out", minimum=1)
+    label_map: dict[str, int] | None = option(None, "class name: label; taken from the labels when left out")
+    random_choose: bool = option(False, "training: crop or place clips at random within window_size")
+    random_move: bool = option(False, "training: rotate, scale and shift clips at random")
+    window_size: int = option(-1, "training: frames per clip, padded with zeros; -1: as they are", minimum=-1, automl=True)
+    batch_size: int = option(16, "clips per batch and process", minimum=1)
+    num_workers: int = option(1, "processes that read data; 0: none", minimum=0)
+
+
+@dataclass(config=SPEC_CONFIG)
+class CudnnSpec:
+    benchmark: bool = option(False, "let cuDNN try its algorithms first")
+    deterministic: bool = option(True, "use deterministic algorithms only")
+
+
+@dataclass(config=SPEC_CONFIG)
+class OptimSpec:
+    optimizer_type: Literal["torch.optim.SGD", "torch.optim.Adam", "torch.optim.Adamax", "torch.optim.AdamW"] = option(
+        "torch.optim.SGD", "optimizer"
+    )
+    lr: float = option(0.1, "learning rate", minimum=0, automl=True)
+    momentum: float = option(0.9, "momentum of SGD", minimum=0, automl=True)
+    nesterov: bool = option(True, "Nesterov momentum of SGD")
+    weight_decay: float = option(1e-4, "weight decay", minimum=0, automl=True)
+    lr_scheduler: Literal["AutoReduce", "MultiStep", "Cosine"] = option("MultiStep", "learning rate over the epochs")
+    lr_monitor: Literal["val_loss", "train_loss"] = option("val_loss", "what AutoReduce watches")
+    patience: int = option(1, "AutoReduce: epochs without gain before a step", minimum=1, automl=True)
+    min_lr: float = option(1e-4, "AutoReduce and Cosine: lowest learning rate", minimum=0)
+    lr_steps: list[int] = option([10, 60], "MultiStep: epochs at which the learning rate drops")
+    lr_decay: float = option(0.1, "MultiStep and AutoReduce: factor of a step", minimum=0, automl=True)
+    warmup_epochs: int = option(0, "epochs over which the learning rate rises to lr", minimum=0)
+
+
+@dataclass(config=SPEC_CONFIG)
+class TrainSpec:
+    num_gpus: int = option(1, "GPUs per machine (processes with accelerator=cpu)", minimum=1, popular=True)
+    gpu_ids: list[int] = option([0], "which GPUs", popular=True)
+    num_nodes: int = option(1, "machines, started by torchrun or SLURM", minimum=1, popular=True)
+    accelerator: Literal["auto", "cpu", "gpu"] = option("auto", "auto: GPUs if there are any")
+    precision: Literal["32", "bf16"] = option("32", "bf16: mixed precision")
+    seed: int = option(1234, "seed of everything random; -1: a new one each time", minimum=-1)
+    cudnn: CudnnSpec = group(CudnnSpec, "cuDNN settings")
+    num_epochs: int = option(10, "epochs in all, also when resuming", minimum=1, popular=True)
+    checkpoint_interval: int = option(1, "save every so many epochs or steps", minimum=1, popular=True)
+    checkpoint_interval_unit: Literal["epoch", "step"] = option("epoch", "unit of checkpoint_interval")
+    validation_interval: int = option(1, "validate every so many epochs", minimum=1, popular=True)
+    resume_training_checkpoint_path: str = option("", "checkpoint to go on from", path="input")
+    results_dir: str = option("", "results folder; default <results_dir>/train", path="output")
+    optim: OptimSpec = group(OptimSpec, "optimizer and learning rate")
+    grad_clip: float = option(0.0, "largest norm of the gradient; 0: no limit", minimum=0, automl=True)
+
+
+@dataclass(config=SPEC_CONFIG)
+class EvaluateSpec:
+    num_gpus: int = option(1, "GPUs; evaluation uses one", minimum=1, popular=True)
+    gpu_ids: list[int] = option([0], "which GPU", popular=True)
+    num_nodes: int = option(1, "machines; evaluation uses one", minimum=1, popular=True)
+    checkpoint: str = option(MANDATORY, "model: .pth or .onnx", path="input")
+    trt_engine: str = option("", "TensorRT engine (not supported yet)")
+    results_dir: str = option("", "results folder; default <results_dir>/evaluate", path="output")
+    batch_size: int = option(-1, "clips per batch; -1: dataset.batch_size", minimum=-1)
+    test_dataset: TestDataSpec = group(TestDataSpec, "what is evaluated")
+
+
+@dataclass(config=SPEC_CONFIG)
+class InferenceSpec:
+    num_gpus: int = option(1, "GPUs; inference uses one", minimum=1, popular=True)
+    gpu_ids: list[int] = option([0], "which GPU", popular=True)
+    num_nodes: int = option(1, "machines; inference uses one", minimum=1, popular=True)
+    checkpoint: str = option(MANDATORY, "model: .pth or .onnx", path="input")
+    trt_engine: str = option("", "TensorRT engine (not supported yet)")
+    results_dir: str = option("", "results folder; default <results_dir>/inference", path="output")
+    batch_size: int = option(-1, "clips per batch; -1: dataset.batch_size", minimum=-1)
+    test_dataset: TestDataSpec = group(TestDataSpec, "what is classified")
+    output_file: str = option("", "one class name a line; default results.txt in the results folder", path="output")
+    top_k: int = option(3, "classes listed for each clip in results.csv and results.json", minimum=1)
+
+
+@dataclass(config=SPEC_CONFIG)
+class ExportSpec:
+    results_dir: str = option("", "results folder; default <results_dir>/export", path="output")
+    checkpoint: str = option("", "model: .pth", path="input")
+    onnx_file: str = option("", "file to write; default beside the checkpoint", path="output")
+    gpu_id: int = option(0, "GPU; export runs on the CPU", minimum=0)
+    overwrite: bool = option(False, "replace onnx_file if it is there")
+    opset_version: int = option(18, "ONNX operator set", minimum=17)
+
+
+@dataclass(config=SPEC_CONFIG)
+class DatasetConvertSpec:
+    results_dir: str = option("", "results folder; default <results_dir>/dataset_convert", path="output")
+    data: str = option("", "recording saved by DeepStream's body-pose-3D app, .json", path="input")
+    pose_type: Literal["3dbp", "25dbp", "2dbp"] = option(
+        "3dbp", "3dbp: millimetres from joint 0; 25dbp: image x, y and relative z; 2dbp: image x, y"
+    )
+    num_joints: int = option(34, "joints per person", minimum=1)
+    input_width: int = option(1920, "image width in pixels", minimum=1)
+    input_height: int = option(1080, "image height in pixels", minimum=1)
+    focal_length: float = option(1200.0, "focal length in pixels", minimum=0)
+    sequence_length_max: int = option(300, "frames of an array, padded with zeros", minimum=1)
+    sequence_length_min: int = option(10, "shortest window in frames", minimum=1)
+    sequence_length: int = option(100, "frames of a window", minimum=1)
+    sequence_overlap: float = option(0.5, "stride of the windows as a fraction of sequence_length", minimum=0, maximum=1)
+    split_gaps: bool = option(False, "cut a track where frames are missing, instead of closing the gap")
+
+
+@dataclass(config=SPEC_CONFIG)
+class Spec:
+    """The whole spec. A file may hold the sections of every action; only the running one's are demanded."""
+
+    model_name: str = option("pose_classification", "name of the model, stored in exported files")
+    encryption_key: str = option("", "key that checkpoints are encrypted with; never written anywhere", secret=True)
+    results_dir: str = option("", "folder under which each action gets its own", path="output")
+    wandb: WandbSpec = group(WandbSpec, "Weights & Biases")
+    model: ModelSpec = group(ModelSpec, "the network")
+    dataset: DatasetSpec = group(DatasetSpec, "training data")
+    train: TrainSpec = group(TrainSpec, "training")
+    evaluate: EvaluateSpec = group(EvaluateSpec, "evaluation")
+    inference: InferenceSpec = group(InferenceSpec, "inference")
+    export: ExportSpec = group(ExportSpec, "export to ONNX")
+    dataset_convert: DatasetConvertSpec = group(DatasetConvertSpec, "conversion of recordings")
+
+
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "dataset_convert": ("dataset_convert",),
+    "train": ("model", "dataset", "train", "wandb"),
+    "evaluate": ("evaluate",),
+    "inference": ("inference",),
+    "export": ("export",),
+}
+"""The sections whose mandatory values and paths an action demands."""
+
+REQUIRED: dict[str, tuple[str, ...]] = {
+    "dataset_convert": ("dataset_convert.data",),
+    "train": tuple(f"dataset.{part}_dataset.{kind}_path" for part in ("train", "val") for kind in ("data", "label")),
+    "evaluate": ("evaluate.checkpoint", "evaluate.test_dataset.data_path", "evaluate.test_dataset.label_path"),
+    "inference": ("inference.checkpoint", "inference.test_dataset.data_path"),
+    "export": ("export.checkpoint",),
+}
+
+SHORTHANDS: dict[str, str] = {
+    "num_epochs": "train.num_epochs",
+    "batch_size": "dataset.batch_size",
+    "evaluate_batch_size": "evaluate.batch_size",
+    "inference_batch_size": "inference.batch_size",
+    "learning_rate": "train.optim.lr",
+    "num_gpus": "train.num_gpus",
+    "num_workers": "dataset.num_workers",
+    "num_classes": "dataset.num_classes",
+    "graph_layout": "model.graph_layout",
+    "resume_checkpoint": "train.resume_training_checkpoint_path",
+    "pretrained_model": "model.pretrained_model_path",
+    "export_onnx": "export.onnx_file",
+    "inference_output_file": "inference.output_file",
+}
+
+
+def read_spec(source: Any = None, overrides: tuple[str, ...] | list[str] = ()) -> LoadedSpec[Spec]:
+    """A spec from a YAML file, a mapping or nothing, with `key=value` overrides. Raises SpecError."""
+    return load_spec(Spec, source, overrides, SHORTHANDS)
+
+
+def check_spec(loaded: LoadedSpec[Spec], action: str) -> None:
+    """Raise SpecError with all that the action still needs: mandatory values, files, a results folder."""
+    spec = loaded.values
+    problems = [*_find_missing(loaded, action), *_find_missing_files(loaded, action), *_find_conflicts(spec, action)]
+    if problems:
+        raise SpecError(*problems)
+
+
+def find_results_dir(spec: Spec, action: str) -> Path | None:
+    """<action>.results_dir, else <results_dir>/<action>, else None."""
+    own = get_value(spec, action).results_dir
+    if own:
+        return Path(own)
+    return Path(spec.results_dir) / action if spec.results_dir else None
+
+
+def _find_missing(loaded: LoadedSpec[Spec], action: str) -> list[Problem]:
+    problems = []
+    spec = loaded.values
+    unset = {key for key in REQUIRED[action] if get_value(spec, key) == ""}
+    demanded = (*SECTIONS[action], "model_name", "encryption_key")
+    unset |= {key for key in loaded.missing if key.split(".")[0] in demanded}
+    if os.environ.get(KEY_VARIABLE):
+        unset.discard("encryption_key")
+    if find_results_dir(spec, action) is None:
+        unset.add("results_dir")
+    else:
+        unset.discard("results_dir")
+    for entry in list_options(Spec):
+        if any(entry.key == key or entry.key.startswith(f"{key}.") for key in unset):
+            hint = f"Set it in the spec or add {entry.key}=... to the command."
+            problems.append(Problem(entry.key, "nothing", f"a value: {entry.help}", hint))
+    return problems
+
+
+def _find_missing_files(loaded: LoadedSpec[Spec], action: str) -> list[Problem]:
+    problems = []
+    for entry in list_options(Spec):
+        if entry.key.split(".")[0] not in (*SECTIONS[action], "results_dir") or not entry.extra.get("path"):
+            continue
+        value = get_value(loaded.values, entry.key)
+        if value in ("", MANDATORY):
+            continue
+        place = f"{entry.key} ({loaded.origins.get(entry.key, 'default')})"
+        if "://" in value:
+            problems.append(Problem(place, repr(value), "a path on this machine", "Copy it here first."))
+        elif entry.extra["path"] == "input" and not os.path.isfile(value):  # Path.is_file raises for a long name
+            got = f"{shorten(value)}, which {'is a folder' if os.path.isdir(value) else 'does not exist'}"
+            problems.append(Problem(place, got, "a file", "Check the path."))
+    layout = loaded.values.model.graph_layout
+    if "model" in SECTIONS[action] and layout not in LAYOUTS and not os.path.isfile(layout):
+        problems.append(Problem("model.graph_layout", f"{layout!r}, which does not exist", "a layout file"))
+    return problems
+
+
+def _find_conflicts(spec: Spec, action: str) -> list[Problem]:
+    problems = []
+    if action in ("evaluate", "inference") and get_value(spec, action).trt_engine:
+        hint = f"Leave it out and set {action}.checkpoint to a .pth or .onnx file."
+        problems.append(Problem(f"{action}.trt_engine", "a path", "nothing: TensorRT is not supported yet", hint))
+    if action == "train":
+        problems += _find_training_conflicts(spec)
+    if action == "dataset_convert":
+        problems += _find_window_conflicts(spec.dataset_convert)
+    return problems
+
+
+def _find_training_conflicts(spec: Spec) -> list[Problem]:
+    problems = []
+    train = spec.train
+    if train.num_gpus > 1 and train.gpu_ids != [0] and len(train.gpu_ids) != train.num_gpus:
+        expected = f"{train.num_gpus} ids, as train.num_gpus"
+        problems.append(Problem("train.gpu_ids", repr(train.gpu_ids), expected))
+    optim = train.optim
+    if optim.optimizer_type == "torch.optim.SGD" and optim.nesterov and optim.momentum == 0:
+        problems.append(Problem("train.optim.nesterov", "True with momentum 0", "a momentum above 0, or nesterov=false"))
+    if spec.dataset.window_size == 0:
+        problems.append(Problem("dataset.window_size", "0", "-1 or a number of frames of at least 1"))
+    labels = sorted((spec.dataset.label_map or {}).values())
+    if labels and labels != list(range(len(labels))):
+        expected = f"the labels 0 to {len(labels) - 1}, each once"
+        problems.append(Problem("dataset.label_map", f"the labels {labels}", expected))
+    return problems
+
+
+def _find_window_conflicts(spec: DatasetConvertSpec) -> list[Problem]:
+    problems = []
+    if spec.focal_length == 0:
+        problems.append(Problem("dataset_convert.focal_length", "0.0", "a focal length above 0 pixels"))
+    if int(spec.sequence_length * spec.sequence_overlap) < 1:
+        got = f"{spec.sequence_overlap} of {spec.sequence_length} frames, a stride of 0 frames"
+        expected = "a fraction that gives a stride of at least 1 frame"
+        problems.append(Problem("dataset_convert.sequence_overlap", got, expected))
+    if spec.sequence_length > spec.sequence_length_max:
+        expected = f"at most sequence_length_max = {spec.sequence_length_max}"
+        problems.append(Problem("dataset_convert.sequence_length", str(spec.sequence_length), expected))
+    return problems

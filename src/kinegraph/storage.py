@@ -1,0 +1,117 @@
+"""Where files are written: whole or not at all, and with an error that says what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from kinegraph.errors import Problem, StorageError, UserError
+
+
+def check_local(path: str, where: str) -> None:
+    """Refuse a URI: this version reads and writes local files only."""
+    if "://" in path:
+        expected = "a path on this machine"
+        raise UserError(Problem(where, repr(path), expected, "Copy the data here first, then give its path."))
+
+
+def explain_os_error(error: OSError, path: Path | str) -> StorageError:
+    """The same error as one line that names the file and the next step."""
+    reason = error.strerror or str(error)
+    hint = "Free some space or choose another results_dir." if error.errno == errno.ENOSPC else "Choose another folder."
+    return StorageError(Problem(str(path), reason, "a file that can be written", hint))
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder and its parents.
+
+    Raises UserError if a part of the path is a file, StorageError if it cannot be created.
+    """
+    for part in (path, *path.parents):
+        if part.exists():
+            if not part.is_dir():
+                hint = "Choose another results_dir."
+                raise UserError(Problem(str(path), f"a path through the file {part}", "a folder", hint))
+            break
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    return path
+
+
+@contextmanager
+def write_atomically(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
+    """A file object whose content appears under `path` at once when the block ends well, or never.
+
+    It is written beside its target under a temporary name, flushed to the disk and renamed, so that a kill or a
+    full disk leaves the old file or none. Raises StorageError.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    try:
+        with open(temporary, mode.replace("w", "x"), **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path | str, data: Any) -> None:
+    """Strict JSON (no NaN, no Infinity), indented, atomically."""
+    text = json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False)
+    with write_atomically(path, "w") as file:
+        file.write(text + "\n")
+
+
+def point_to(pointer: Path, target: Path) -> None:
+    """Make `pointer` name a file in the same folder: a relative link, or a hard link where links are not allowed."""
+    temporary = pointer.with_name(f".{pointer.name}.{os.getpid()}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.symlink(target.name, temporary)
+        except (OSError, NotImplementedError):
+            os.link(target, temporary)
+        os.replace(temporary, pointer)
+    except OSError as error:
+        raise explain_os_error(error, pointer) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line and flush it to the disk. A torn last line, left by a kill, is cut off first."""
+    try:
+        with open(path, "ab+") as file:
+            _cut_torn_line(file)
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+
+
+def _cut_torn_line(file: IO[bytes]) -> None:
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        return
+    file.seek(size - 1)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)

@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with golden files and real recordings beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is missing: golden files and real recordings are not part of the repository")
+    return SHARED
