@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -18,9 +17,9 @@ from typing import Any
 
 import yaml
 
-from kinegraph.errors import KinegraphError
+from kinegraph.errors import KinegraphError, StorageError
 from kinegraph.spec import KEY_VARIABLE, Spec
-from kinegraph.storage import append_line, explain_os_error, make_folder, write_atomically
+from kinegraph.storage import append_line, dump_json, explain_os_error, make_folder, write_atomically
 
 LOGGER = logging.getLogger("kinegraph")
 PROGRESS_LINE_INTERVAL_S = 10.0
@@ -51,6 +50,7 @@ class Run:
     origins: dict[str, str] = field(default_factory=dict)
     writes: bool = True
     _progress: _Progress | None = field(default=None, repr=False)
+    _has_ended: bool = field(default=False, repr=False)
 
     def is_set(self, key: str) -> bool:
         """Whether the user gave a value for this dotted key, even if it equals the default."""
@@ -82,7 +82,8 @@ class Run:
 
     def write_status(self, status: str, message: str, kpi: dict[str, Any] | None = None, **fields: Any) -> None:
         """Append one line to status.json: STARTED, RUNNING, SUCCESS, FAILURE or SKIPPED."""
-        if not self.writes:
+        is_last = status in ("SUCCESS", "FAILURE")
+        if not self.writes or (is_last and self._has_ended):
             return
         now = datetime.now()
         line = {
@@ -95,7 +96,12 @@ class Run:
             "kpi": kpi or {},
             **fields,
         }
-        append_line(self.folder / "status.json", json.dumps(line))
+        self._has_ended = is_last
+        try:
+            append_line(self.folder / "status.json", dump_json(line))
+        except StorageError:
+            self._has_ended = False
+            raise
 
 
 class _Progress:
@@ -171,19 +177,29 @@ def open_run(action: str, folder: Path, spec: Spec, origins: dict[str, str]) -> 
     make_folder(folder)
     handler = connect_log(run)
     try:
-        with _raise_on_sigterm():
+        with _raise_on_sigterm(), _explain_failure(run):
             run.write_status("STARTED", f"Starting {action}.")
             yield run
             run.write_status("SUCCESS", f"{action} finished successfully.")
-    except BaseException as error:
-        _write_failure(run, error)
-        if isinstance(error, OSError):
-            raise explain_os_error(error, error.filename or folder) from error
-        raise
     finally:
         if handler is not None:
             LOGGER.removeHandler(handler)
             handler.close()
+
+
+@contextmanager
+def _explain_failure(run: Run) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        explained = explain_os_error(error, error.filename or run.folder)
+        _write_failure(run, explained)
+        raise explained from error
+    except BaseException as error:
+        _write_failure(run, error)
+        if isinstance(error, Exception) and not isinstance(error, KinegraphError):
+            error.add_note(f"The traceback is in {run.folder / 'log.txt'}.")
+        raise
 
 
 def _write_failure(run: Run, error: BaseException) -> None:
@@ -202,7 +218,8 @@ def _write_failure(run: Run, error: BaseException) -> None:
 def connect_log(run: Run) -> logging.Handler | None:
     """Send messages of this process to the run's log.txt; None if they go there already or the run does not write."""
     path = run.folder / "log.txt"
-    if not run.writes or any(getattr(handler, "baseFilename", "") == str(path.absolute()) for handler in LOGGER.handlers):
+    open_files = [getattr(handler, "baseFilename", "") for handler in LOGGER.handlers]
+    if not run.writes or str(path.absolute()) in open_files:
         return None
     try:
         handler = logging.FileHandler(path, encoding="utf-8")
@@ -241,6 +258,7 @@ def _raise_on_sigterm() -> Iterator[None]:
         return
 
     def stop(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the FAILURE line short
         raise Terminated
 
     previous = signal.signal(signal.SIGTERM, stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import secrets
@@ -228,7 +229,8 @@ def _build_fabric(spec: Spec, run: Run, job: TrainingJob) -> Fabric:
 def _launch(fabric: Fabric, job: TrainingJob) -> dict[str, Any]:
     """Run `fit` in this process or in one for each device; a failure there becomes an error here."""
     try:
-        outcome: dict[str, Any] = fabric.launch(fit, job)
+        # A partial, not an argument: Fabric walks through arguments and stops at frozen dataclasses
+        outcome: dict[str, Any] = fabric.launch(functools.partial(fit, job=job))
         return outcome
     except torch.multiprocessing.ProcessRaisedException as error:
         last_line = str(error).strip().splitlines()[-1]

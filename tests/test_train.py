@@ -1,0 +1,335 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_runs import make_spec, write_clips, write_small_data
+
+from kinegraph.actions import train
+from kinegraph.errors import CheckpointError, KinegraphError, SpecError, StorageError, UserError
+from kinegraph.models.checkpoint import read_checkpoint
+
+FINAL = "model_epoch_001_step_00006.pth"
+
+
+@pytest.fixture()
+def data(tmp_path: Path) -> Path:
+    write_small_data(tmp_path)
+    return tmp_path
+
+
+def read_status(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "status.json").read_text().splitlines()]
+
+
+def read_weights(path: Path, key: str = "") -> dict[str, torch.Tensor]:
+    return read_checkpoint(path, key).state_dict
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    one, two = read_weights(first), read_weights(second)
+    assert one.keys() == two.keys() and len(one) == 172
+    different = [name for name in one if not torch.equal(one[name], two[name])]
+    assert not different
+
+
+def test_run_folder_holds_what_the_facts_say(data: Path) -> None:
+    result = train(make_spec(data))
+    folder = data / "results/train"
+    names = {path.name for path in folder.iterdir()}
+    assert {"experiment.yaml", "status.json", "metrics.csv", "log.txt", "best.json", "tensorboard"} <= names
+    assert {"model_epoch_000_step_00003.pth", FINAL} <= names
+    assert (folder / "pc_model_latest.pth").resolve().name == FINAL
+    lines = read_status(folder)
+    assert [line["status"] for line in lines] == ["STARTED", "RUNNING", "RUNNING", "SUCCESS"]
+    epoch = lines[2]
+    assert (epoch["epoch"], epoch["step"], epoch["max_epoch"], epoch["max_step"]) == (1, 6, 1, 6)
+    assert set(epoch["kpi"]) == {"train_loss", "train_acc", "val_loss", "val_acc"}
+    assert epoch["eta"] == "0:00:00.000000"
+    with open(folder / "metrics.csv", newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
+    best = json.loads((folder / "best.json").read_text())
+    assert (folder / "pc_model_best.pth").resolve().name == best["file"]
+    assert result.metrics["best"]["val_acc"] == best["val_acc"]
+
+
+def test_checkpoint_carries_all_that_inference_needs(data: Path) -> None:
+    train(make_spec(data))
+    checkpoint = read_checkpoint(data / "results/train/pc_model_latest.pth")
+    assert checkpoint.num_classes == 3
+    assert checkpoint.label_map == {"class_0": 0, "class_1": 1, "class_2": 2}
+    assert checkpoint.layout.name == "coco" and checkpoint.layout.num_joints == 17
+    assert checkpoint.pipeline is not None and checkpoint.pipeline["num_channels"] == 3
+    assert {"val_acc", "val_loss", "train_loss"} <= checkpoint.metrics.keys()
+    assert checkpoint.spec["dataset"]["num_classes"] == 3
+    assert checkpoint.versions["torch"] == str(torch.__version__)
+
+
+def test_best_is_kept_and_last_is_saved_whatever_the_intervals(data: Path) -> None:
+    spec = make_spec(data, num_epochs=5, checkpoint_interval=100, validation_interval=2)
+    train(spec)
+    folder = data / "results/train"
+    files = sorted(path.name for path in folder.glob("model_*.pth"))
+    best = json.loads((folder / "best.json").read_text())
+    assert set(files) == {"model_epoch_004_step_00015.pth", best["file"]}
+    validated = [line["epoch"] for line in read_status(folder) if "val_acc" in line["kpi"]]
+    assert validated == [1, 3, 4]
+    stale = [line for line in read_status(folder) if line["status"] == "RUNNING" and line["epoch"] in (0, 2)]
+    assert len(stale) == 2 and all("val_loss" not in line["kpi"] for line in stale)
+
+
+def test_finished_run_says_complete_and_more_epochs_go_on(data: Path) -> None:
+    train(make_spec(data))
+    before = (data / "results/train" / FINAL).stat().st_mtime_ns
+    train(make_spec(data))
+    assert (data / "results/train" / FINAL).stat().st_mtime_ns == before
+    assert "Already complete" in (data / "results/train/log.txt").read_text()
+    train(make_spec(data, num_epochs=3))
+    train(make_spec(data, results="straight", num_epochs=3))
+    name = "model_epoch_002_step_00009.pth"
+    assert_same_weights(data / "results/train" / name, data / "straight/train" / name)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model": {"graph_layout": "coco", "graph_strategy": "uniform"}}, "graph_strategy"),
+        ({"model": {"graph_layout": "human3.6m"}}, "graph_layout"),
+    ],
+)
+def test_another_model_in_the_same_folder_is_refused(data: Path, change: dict[str, Any], named: str) -> None:
+    train(make_spec(data, num_epochs=1))
+    with pytest.raises(UserError, match=named):
+        train({**make_spec(data, num_epochs=2), **change})
+
+
+def test_other_data_in_the_same_folder_is_refused(data: Path) -> None:
+    train(make_spec(data, num_epochs=1))
+    kept = (data / "results/train/experiment.yaml").read_text()
+    write_clips(data, "train", 13, seed=99)
+    with pytest.raises(SpecError, match="train_dataset"):
+        train(make_spec(data, num_epochs=2))
+    assert (data / "results/train/experiment.yaml").read_text() == kept
+
+
+RUN_AND_DIE = textwrap.dedent(
+    """
+    import json, os, signal, sys
+    import torch
+    from kinegraph import run_checkpoints
+    from kinegraph.actions import train
+    from kinegraph.fit import _Trainer
+
+    spec, moment, count = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    calls = 0
+
+    def die_at(original):
+        def call(*arguments, **options):
+            global calls
+            calls += 1
+            if calls == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **options)
+        return call
+
+    def die_halfway(original):
+        def save(content, file):
+            global calls
+            calls += 1
+            if calls == count:
+                file.write(b"half a checkpoint" * 1000)
+                file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(content, file)
+        return save
+
+    if moment == "step":
+        _Trainer._train_step = die_at(_Trainer._train_step)
+    elif moment == "pointer":
+        run_checkpoints.point_to = die_at(run_checkpoints.point_to)
+    elif moment == "write":
+        torch.save = die_halfway(torch.save)
+    elif moment == "validation":
+        _Trainer._validate = die_at(_Trainer._validate)
+    train(spec)
+    """
+)
+
+
+def run_and_die(spec: dict[str, Any], moment: str, count: int) -> None:
+    arguments = [sys.executable, "-c", RUN_AND_DIE, json.dumps(spec), moment, str(count)]
+    done = subprocess.run(arguments, capture_output=True, timeout=200, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_small_data(folder)
+    spec = make_spec(folder)
+    spec["dataset"]["random_move"] = True
+    train(spec)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("unit", "workers", "moment", "count"),
+    [
+        ("epoch", 0, "step", 5),
+        ("epoch", 2, "validation", 2),
+        ("step", 0, "write", 3),
+        ("step", 2, "step", 6),
+        ("step", 0, "pointer", 4),
+    ],
+)
+def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(
+    undisturbed: Path, tmp_path: Path, unit: str, workers: int, moment: str, count: int
+) -> None:
+    spec = make_spec(undisturbed, results=f"killed_{unit}_{workers}_{moment}", checkpoint_interval_unit=unit)
+    spec["dataset"] |= {"random_move": True, "num_workers": workers}
+    folder = Path(spec["results_dir"]) / "train"
+    run_and_die(spec, moment, count)
+    assert [line["status"] for line in read_status(folder)].count("SUCCESS") == 0
+    train(spec)
+    assert "Resuming from" in (folder / "log.txt").read_text()
+    assert_same_weights(folder / FINAL, undisturbed / "results/train" / FINAL)
+    statuses = [line["status"] for line in read_status(folder)]
+    assert statuses.count("SUCCESS") == 1 and statuses[-1] == "SUCCESS"
+
+
+def test_explicit_resume_and_torn_status_line(undisturbed: Path) -> None:
+    spec = make_spec(undisturbed, results="explicit")
+    spec["dataset"]["random_move"] = True
+    spec["train"]["resume_training_checkpoint_path"] = str(
+        undisturbed / "results/train/model_epoch_000_step_00003.pth"
+    )
+    folder = undisturbed / "explicit/train"
+    folder.mkdir(parents=True)
+    (folder / "status.json").write_text('{"status": "STARTED"}\n{"status": "RUNN')
+    train(spec)
+    assert_same_weights(folder / FINAL, undisturbed / "results/train" / FINAL)
+    assert [line["status"] for line in read_status(folder)] == ["STARTED", "STARTED", "RUNNING", "SUCCESS"]
+
+
+def test_two_gloo_processes(data: Path) -> None:
+    spec = make_spec(data, num_gpus=2, num_epochs=1)
+    result = train(spec)
+    assert read_status(data / "results/train")[-1]["status"] == "SUCCESS"
+    assert (data / "results/train/model_epoch_000_step_00001.pth").is_file()
+    assert 0 <= result.metrics["val_acc"] <= 1
+
+
+def test_no_gpu_means_one_process_and_a_notice(data: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    train(make_spec(data, num_gpus=2, num_epochs=1, accelerator="auto"))
+    assert "No GPU was found" in (data / "results/train/log.txt").read_text()
+    assert (data / "results/train/model_epoch_000_step_00003.pth").is_file()
+
+
+def test_encrypted_run_writes_no_plain_weights_and_no_key(data: Path) -> None:
+    spec = {**make_spec(data, num_epochs=1), "encryption_key": "a secret phrase"}
+    train(spec)
+    files = [path for path in (data / "results").rglob("*") if path.is_file() and not path.is_symlink()]
+    weights = [path for path in files if path.suffix == ".pth"]
+    assert len(weights) == 1 and len(files) >= 6
+    assert all(path.read_bytes()[:5] == b"KGENC" for path in weights)
+    assert not [path for path in files if b"a secret phrase" in path.read_bytes()]
+    assert read_weights(weights[0], "a secret phrase")
+    with pytest.raises(CheckpointError, match="wrong key"):
+        train({**spec, "encryption_key": "another", "train": {**spec["train"], "num_epochs": 2}})
+    with pytest.raises(CheckpointError, match="no key"):
+        train(make_spec(data, num_epochs=2))
+
+
+def test_fine_tuning_with_another_number_of_classes(data: Path) -> None:
+    train(make_spec(data, num_epochs=1))
+    pretrained = data / "results/train/pc_model_latest.pth"
+    write_clips(data, "train", 12, seed=3, num_classes=4)
+    write_clips(data, "val", 4, seed=4, num_classes=4)
+    spec = make_spec(data, results="tuned", num_epochs=1, optim={"lr": 0.0})
+    spec["model"]["pretrained_model_path"] = str(pretrained)
+    train(spec)
+    log = (data / "tuned/train/log.txt").read_text()
+    assert "3 classes and this model has 4" in log
+    before, after = read_weights(pretrained), read_weights(data / "tuned/train/pc_model_latest.pth")
+    assert after["fcn.weight"].shape[0] == 4
+    assert torch.equal(before["st_gcn_networks.3.gcn.conv.weight"], after["st_gcn_networks.3.gcn.conv.weight"])
+
+
+@pytest.mark.parametrize("name", ["Adam", "Adamax", "AdamW"])
+def test_optimizer_is_honoured(data: Path, name: str) -> None:
+    train(make_spec(data, num_epochs=1, optim={"optimizer_type": f"torch.optim.{name}", "lr": 0.001}))
+    training = read_checkpoint(data / "results/train/pc_model_latest.pth").training
+    state = training["optimizer"]["state"][0]
+    assert ("exp_inf" in state) == (name == "Adamax") and ("exp_avg_sq" in state) == (name != "Adamax")
+    assert training["optimizer"]["param_groups"][0]["lr"] == 0.001
+
+
+def test_diverging_training_stops_with_advice(data: Path) -> None:
+    with pytest.raises(KinegraphError, match="grad_clip"):
+        train(make_spec(data, num_epochs=4, optim={"lr": 1e30}))
+    last = read_status(data / "results/train")[-1]
+    assert last["status"] == "FAILURE"
+
+
+def test_data_errors_of_both_sets_come_together(data: Path) -> None:
+    clips = np.load(data / "train_data.npy")
+    clips[2, 1, 0, 3, 0] = np.nan
+    np.save(data / "train_data.npy", clips)
+    (data / "val_label.json").write_text("[0, 1]")
+    with pytest.raises(UserError) as caught:
+        train(make_spec(data))
+    text = str(caught.value)
+    assert "train_data.npy" in text and "val_label.json" in text and len(caught.value.problems) == 2
+
+
+def test_set_smaller_than_a_batch_is_trained_on(data: Path) -> None:
+    write_clips(data, "train", 3, seed=5)
+    result = train(make_spec(data, num_epochs=1))
+    assert result.metrics["train_loss"] > 0
+    assert (data / "results/train/model_epoch_000_step_00001.pth").is_file()
+
+
+def test_full_disk_is_a_clear_error(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def refuse(source: Any, target: Any, **options: Any) -> None:
+        if str(target).endswith(".pth"):
+            raise OSError(28, "No space left on device", str(target))
+        replace(source, target, **options)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(StorageError, match="Free some space"):
+        train(make_spec(data, num_epochs=1))
+    folder = data / "results/train"
+    assert read_status(folder)[-1]["status"] == "FAILURE"
+    assert not list(folder.glob("*.pth")) and not list(folder.glob(".*tmp"))
+    monkeypatch.undo()
+    train(make_spec(data, num_epochs=1))
+    assert read_status(folder)[-1]["status"] == "SUCCESS"
+
+
+def test_interrupts_write_failure_lines(data: Path) -> None:
+    code = "import json,sys; from kinegraph.actions import train; train(json.loads(sys.argv[1]))"
+    spec = make_spec(data, num_epochs=500)
+    process = subprocess.Popen([sys.executable, "-c", code, json.dumps(spec)], stderr=subprocess.PIPE)
+    status = data / "results/train/status.json"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (status.is_file() and "RUNNING" in status.read_text()):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    last = read_status(data / "results/train")[-1]
+    assert last["status"] == "FAILURE" and "SIGTERM" in last["message"]
