@@ -34,27 +34,19 @@ MAX_FILE_BYTES = 8 * 2**30
 PREFIX = "model."
 
 
-class _InertOptions:
+class _InertOptions(dict[Any, Any]):
     """Stands for an options object in a foreign file: keeps its state, never runs its code."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__()
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
 
-INERT_TYPES = [
-    "omegaconf.dictconfig.DictConfig",
-    "omegaconf.listconfig.ListConfig",
-    "omegaconf.base.ContainerMetadata",
-    "omegaconf.base.Metadata",
-    "omegaconf.nodes.AnyNode",
-    "omegaconf.nodes.StringNode",
-    "omegaconf.nodes.IntegerNode",
-    "omegaconf.nodes.FloatNode",
-    "omegaconf.nodes.BooleanNode",
-    "pytorch_lightning.utilities.parsing.AttributeDict",
-    "lightning_fabric.utilities.data.AttributeDict",
-]
-"""Types in the hyper-parameters of foreign files. They are read as `_InertOptions`, whatever is installed."""
+INERT_MODULES = ("omegaconf.", "nvidia_tao_core.", "nvidia_tao_pytorch.", "pytorch_lightning.", "typing.")
+INERT_TYPES = ("builtins.dict", "builtins.list", "builtins.int", "builtins.float", "builtins.str", "builtins.bool")
+"""Names in the hyper-parameters of foreign files that are read as `_InertOptions`, whatever is installed."""
 
 
 @dataclass
@@ -217,15 +209,23 @@ def _load_restricted(path: Path, key: str) -> dict[str, Any]:
     if is_encrypted(content):
         content = decrypt(content, key, str(path))
     _refuse_compression(content, path)
-    inert = [(_InertOptions, name) for name in INERT_TYPES]
     try:
-        with torch.serialization.safe_globals(inert):  # type: ignore[arg-type]
+        with torch.serialization.safe_globals(_list_inert(content)):
             loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for files that are damaged or refused
         raise CheckpointError(_explain_refusal(path, error)) from error
     if not isinstance(loaded, dict):
         raise CheckpointError(Problem(str(path), f"a {type(loaded).__name__}", "a dict with a state_dict"))
     return loaded
+
+
+def _list_inert(content: bytes) -> list[Any]:
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(content))
+    except Exception:  # a file that torch cannot scan is explained where it is loaded
+        return []
+    names = [name for name in names if name.startswith(INERT_MODULES) or name in INERT_TYPES]
+    return [(_InertOptions, name) for name in (*names, "collections.defaultdict")]
 
 
 def _refuse_compression(content: bytes, path: Path) -> None:
@@ -250,7 +250,7 @@ def _explain_refusal(path: Path, error: Exception) -> Problem:
     if found:
         hint = "Save it again with tensors and plain values only."
         return Problem(str(path), f"an object of type {found[1]}", "tensors and plain values", hint)
-    reason = " ".join(text.split("\n")[0].split())[:200]
+    reason = " ".join(text.split("WeightsUnpickler error:")[-1].split("Check the documentation")[0].split())[:200]
     hint = "The file may be cut or damaged: copy it again."
     return Problem(str(path), f"a file that cannot be read ({reason})", "a PyTorch checkpoint", hint)
 
@@ -315,14 +315,25 @@ def _find_label_map(content: Mapping[str, Any], num_classes: int) -> dict[str, i
     """A label map among plain hyper-parameters, wherever it lies in them."""
 
     def search(node: Any, depth: int) -> dict[str, int] | None:
-        if isinstance(node, _InertOptions):
-            node = getattr(node, "state", None)
+        node = _unwrap(node)
         if not isinstance(node, Mapping) or depth > 8:
             return None
-        candidate = node.get("label_map")
-        if isinstance(candidate, Mapping) and sorted(candidate.values()) == list(range(num_classes)):
-            return {str(name): int(label) for name, label in candidate.items()}
+        candidate = _unwrap(node.get("label_map"))
+        if isinstance(candidate, Mapping):
+            label_map = {str(name): _unwrap(label) for name, label in candidate.items()}
+            if set(map(str, label_map.values())) == set(map(str, range(num_classes))):
+                return {name: int(label) for name, label in label_map.items()}
         return next((found for child in node.values() if (found := search(child, depth + 1))), None)
 
     parts = [content.get("hyper_parameters"), content.get("label_map") and {"label_map": content["label_map"]}]
     return next((found for part in parts if (found := search(part, 0))), None)
+
+
+def _unwrap(node: Any) -> Any:
+    """What an options object holds: its children or its value."""
+    if not isinstance(node, _InertOptions):
+        return node
+    state = getattr(node, "state", None)
+    if not isinstance(state, Mapping):
+        return state
+    return state.get("_content", state.get("_val", state))

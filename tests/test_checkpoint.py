@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from kinegraph.errors import CheckpointError
+from kinegraph.models import build_model
+from kinegraph.models.checkpoint import (
+    Checkpoint,
+    build_from_checkpoint,
+    load_pretrained,
+    read_checkpoint,
+    write_checkpoint,
+)
+from kinegraph.models.encryption import decrypt, encrypt
+from kinegraph.skeleton.graph import STRATEGIES
+from kinegraph.skeleton.layouts import LAYOUTS, Layout
+from kinegraph.spec import ModelSpec
+
+
+def make_model(layout: str = "coco", num_classes: int = 3, **options: Any) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build_model(ModelSpec(graph_layout=layout, **options), LAYOUTS[layout], num_classes).eval()
+
+
+def make_checkpoint(layout: str = "coco", **options: Any) -> Checkpoint:
+    weights = make_model(layout, **options).state_dict()
+    return Checkpoint(
+        dict(weights),
+        ModelSpec(graph_layout=layout, **options),
+        LAYOUTS[layout],
+        3,
+        label_map={"sit": 0, "stand": 1, "walk": 2},
+        pipeline={"version": 1},
+        metrics={"val_acc": 0.5},
+        spec={"train": {"num_epochs": 2}},
+        training={"epoch": 1, "global_step": 7},
+    )
+
+
+def test_written_checkpoint_reads_back(tmp_path: Path) -> None:
+    written = make_checkpoint()
+    write_checkpoint(tmp_path / "model.pth", written)
+    read = read_checkpoint(tmp_path / "model.pth")
+    assert not read.is_foreign and read.class_names == ["sit", "stand", "walk"]
+    assert (read.options, read.layout, read.pipeline) == (written.options, written.layout, written.pipeline)
+    assert read.metrics == written.metrics and read.training == written.training
+    x = torch.randn(2, 3, 5, 17, 1)
+    assert torch.equal(build_from_checkpoint(read, "model.pth")(x), make_model()(x))
+
+
+def test_file_has_the_form_of_a_lightning_checkpoint(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "model.pth", make_checkpoint())
+    content = torch.load(tmp_path / "model.pth", weights_only=True)
+    assert content["global_step"] == 7 and "pytorch-lightning_version" in content
+    assert len(content["state_dict"]) == 172 and all(name.startswith("model.") for name in content["state_dict"])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("layout", ["nvidia", "openpose", "ntu-rgb+d"])
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_foreign_weights_tell_their_options(tmp_path: Path, layout: str, strategy: str, prefix: str) -> None:
+    model = make_model(layout, 5, graph_strategy=strategy, input_channels=2)
+    weights = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    torch.save({"state_dict": weights, "epoch": 3}, tmp_path / "tao.pth")
+    read = read_checkpoint(tmp_path / "tao.pth")
+    assert read.is_foreign and read.num_classes == 5
+    assert (read.layout.name, read.options.input_channels) == (layout, 2)
+    assert read.options.graph_strategy == strategy or torch.equal(
+        model.A, build_from_checkpoint(read, "tao.pth").A
+    )
+    x = torch.randn(1, 2, 6, LAYOUTS[layout].num_joints, 1)
+    with torch.no_grad():
+        assert torch.equal(build_from_checkpoint(read, "tao.pth")(x), model(x))
+
+
+def test_foreign_without_edge_importance_and_bare_state_dict(tmp_path: Path) -> None:
+    model = make_model(edge_importance_weighting=False)
+    torch.save(OrderedDict(model.state_dict()), tmp_path / "bare.pth")
+    read = read_checkpoint(tmp_path / "bare.pth")
+    assert not read.options.edge_importance_weighting and len(read.state_dict) == 162
+
+
+def test_foreign_label_map_in_hyper_parameters(tmp_path: Path) -> None:
+    content = {
+        "state_dict": make_model().state_dict(),
+        "hyper_parameters": {"experiment_spec": {"dataset": {"label_map": {"b": 1, "a": 0, "c": 2}}}},
+    }
+    torch.save(content, tmp_path / "tao.pth")
+    assert read_checkpoint(tmp_path / "tao.pth").class_names == ["a", "b", "c"]
+
+
+def test_foreign_options_object_is_read_without_its_code(tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    options = OmegaConf.create({"dataset": {"num_classes": 3, "label_map": {"a": 0}}, "lr": 0.1, "steps": [1, None]})
+    torch.save({"state_dict": make_model().state_dict(), "hyper_parameters": options}, tmp_path / "tao.pth")
+    assert read_checkpoint(tmp_path / "tao.pth").num_classes == 3
+
+
+def test_foreign_structured_options_are_read(tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    options = OmegaConf.structured(VendorOptions)
+    torch.save({"state_dict": make_model().state_dict(), "hyper_parameters": options}, tmp_path / "tao.pth")
+    content = (tmp_path / "tao.pth").read_bytes()
+    own_name = VendorOptions.__module__.encode()
+    assert own_name in content
+    with pytest.raises(CheckpointError, match="VendorOptions"):
+        read_checkpoint(tmp_path / "tao.pth")
+
+
+def test_label_map_in_an_options_object(tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    options = OmegaConf.create({"dataset": {"label_map": {"b": 1, "a": 0, "c": 2}}})
+    content = {"state_dict": make_model().state_dict(), "hyper_parameters": {"experiment_spec": options}}
+    torch.save(content, tmp_path / "tao.pth")
+    assert read_checkpoint(tmp_path / "tao.pth").class_names == ["a", "b", "c"]
+
+
+@dataclass
+class VendorOptions:
+    steps: list[int] = field(default_factory=list)
+    name: str = "x"
+
+
+class RunsCode:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch executed",)
+
+
+def test_code_in_a_checkpoint_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {}, "hyper_parameters": RunsCode()}, tmp_path / "evil.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(RunsCode(), protocol=2))
+    for name in ("evil.pth", "plain.pth"):
+        with pytest.raises(CheckpointError, match=r"posix\.system"):
+            read_checkpoint(tmp_path / name)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_other_objects_are_refused_by_type(tmp_path: Path) -> None:
+    torch.save({"state_dict": make_model().state_dict(), "extra": Path("x")}, tmp_path / "tao.pth")
+    with pytest.raises(CheckpointError, match=r"object of type pathlib\."):
+        read_checkpoint(tmp_path / "tao.pth")
+
+
+@pytest.mark.parametrize("content", [{"state_dict": io.BytesIO(b"x")}, {"state_dict": b"x", "state_dict_encrypted": True}])
+def test_checkpoint_encrypted_by_the_original_is_named(tmp_path: Path, content: dict[str, Any]) -> None:
+    torch.save(content, tmp_path / "tao.pth")
+    with pytest.raises(CheckpointError, match="encrypted by the original"):
+        read_checkpoint(tmp_path / "tao.pth")
+
+
+def test_archive_that_unpacks_to_more_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 10_000_000)
+    with pytest.raises(CheckpointError, match="unpacks"):
+        read_checkpoint(tmp_path / "bomb.pth")
+
+
+@pytest.mark.parametrize("kept", [0, 10, 1000, 0.5, 0.99])
+def test_cut_file_is_a_clear_error(tmp_path: Path, kept: float) -> None:
+    write_checkpoint(tmp_path / "model.pth", make_checkpoint())
+    content = (tmp_path / "model.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(content[: int(kept * len(content)) if kept < 1 else int(kept)])
+    with pytest.raises(CheckpointError, match=r"cut\.pth"):
+        read_checkpoint(tmp_path / "cut.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ([1, 2], "a list"),
+        ({"state_dict": {"A": torch.zeros(3, 4, 4)}}, "fcn.weight"),
+        ({"state_dict": {}}, "no tensors"),
+        ({"state_dict": {"model.x": torch.zeros(1)}, "kinegraph": {"format_version": 99}}, "99"),
+        ({"state_dict": {"model.x": torch.zeros(1)}, "kinegraph": {"format_version": 1}}, "damaged"),
+    ],
+)
+def test_wrong_content_is_a_clear_error(tmp_path: Path, content: Any, named: str) -> None:
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=named):
+        read_checkpoint(tmp_path / "model.pth")
+
+
+def test_misshapen_tensor_is_named(tmp_path: Path) -> None:
+    weights = make_model().state_dict()
+    weights["st_gcn_networks.2.tcn.2.weight"] = torch.zeros(1, 2)
+    torch.save({"state_dict": weights}, tmp_path / "tao.pth")
+    with pytest.raises(CheckpointError, match=r"st_gcn_networks\.2\.tcn\.2\.weight"):
+        build_from_checkpoint(read_checkpoint(tmp_path / "tao.pth"), "tao.pth")
+
+
+def test_pretrained_head_of_another_size_starts_new() -> None:
+    model = make_model(num_classes=7)
+    fresh_head = model.fcn.weight.clone()
+    messages = load_pretrained(model, make_checkpoint(), "given.pth")
+    assert len(messages) == 1 and "3 classes" in messages[0] and "7" in messages[0]
+    assert torch.equal(model.fcn.weight, fresh_head)
+    assert torch.equal(model.data_bn.weight, make_model().data_bn.weight)
+
+
+def test_pretrained_on_another_graph_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="layout coco"):
+        load_pretrained(make_model("openpose"), make_checkpoint(), "given.pth")
+    with pytest.raises(CheckpointError, match="strategy spatial"):
+        load_pretrained(make_model(graph_strategy="uniform"), make_checkpoint(), "given.pth")
+
+
+def test_own_layout_travels_in_the_checkpoint(tmp_path: Path) -> None:
+    layout = Layout.from_dict({**LAYOUTS["coco"].to_dict(), "name": "mine"})
+    options = SimpleNamespace(**vars(ModelSpec()) | {"graph_strategy": "spatial"})
+    weights = build_model(options, layout, 3).state_dict()
+    checkpoint = Checkpoint(dict(weights), ModelSpec(graph_layout="mine.yaml"), layout, 3)
+    write_checkpoint(tmp_path / "model.pth", checkpoint)
+    assert read_checkpoint(tmp_path / "model.pth").layout == layout
+
+
+def test_encryption_round_trip_and_tampering() -> None:
+    secret = encrypt(b"weights", "right")
+    assert decrypt(secret, "right", "file") == b"weights" and b"weights" not in secret
+    assert encrypt(b"weights", "right") != secret
+    with pytest.raises(CheckpointError, match="wrong key"):
+        decrypt(secret, "wrong", "file")
+    with pytest.raises(CheckpointError, match="no key"):
+        decrypt(secret, "", "file")
+    tampered = [bytearray(secret) for _ in range(3)]
+    for content, place in zip(tampered, (10, 30, -1), strict=True):
+        content[place] ^= 1
+        with pytest.raises(CheckpointError, match="changed file"):
+            decrypt(bytes(content), "right", "file")
+    with pytest.raises(CheckpointError, match="version"):
+        decrypt(secret[:7] + b"\x09" + secret[8:], "right", "file")
