@@ -127,8 +127,10 @@ class _Trainer:
         optimizer.load_state_dict(training["optimizer"])
         self.schedule.load_state_dict(training["schedule"])
         totals = Totals(*training["totals"]) if self.run.writes else Totals()
-        names = ("epoch", "step", "global_step", "seconds")
-        return Position(*(training[name] for name in names), totals), training["best"]
+        position = Position(
+            training["epoch"], training["step"], training["global_step"], training["seconds"], totals
+        )
+        return position, training["best"]
 
     def _make_sampler(self, epoch: int, start_batch: int) -> EpochBatchSampler:
         return EpochBatchSampler(
@@ -246,7 +248,8 @@ class _Trainer:
         if self.fabric.world_size == 1:
             return totals
         values = torch.tensor([totals.loss, totals.correct, totals.count], dtype=torch.float64, device=self.fabric.device)
-        return Totals(*self.fabric.all_reduce(values, reduce_op="sum").tolist())
+        reduced: Any = self.fabric.all_reduce(values, reduce_op="sum")
+        return Totals(*reduced.tolist())
 
     def _save(self, epoch: int) -> None:
         totals = self._reduce(self.position.totals)
