@@ -90,7 +90,10 @@ def write_spec(folder: Path, epochs: int) -> Path:
             "num_workers": 0,
         },
         "train": {"num_epochs": epochs, "checkpoint_interval": 5, "optim": optim},
-        "evaluate": {"test_dataset": name_files("test"), "checkpoint": str(folder / "results/train/pc_model_latest.pth")},
+        "evaluate": {
+            "test_dataset": name_files("test"),
+            "checkpoint": str(folder / "results/train/pc_model_latest.pth"),
+        },
     }
     path = folder / "spec.yaml"
     path.write_text(yaml.safe_dump(spec, sort_keys=False))
@@ -136,7 +139,7 @@ def main() -> None:
             "median": statistics.median(seconds),
             "min": min(seconds),
             "max": max(seconds),
-            "note": "other work ran on the same two cores for part of the time: the minimum is nearest to a quiet machine",
+            "note": "one thread (OMP_NUM_THREADS=1); other work ran on the other core, so the minimum is the best guide",
         },
         "device": f"CPU, {torch.get_num_threads()} threads, {platform.machine()}",
         "versions": {"torch": str(torch.__version__), "python": platform.python_version()},

@@ -76,9 +76,7 @@ def test_foreign_weights_tell_their_options(tmp_path: Path, layout: str, strateg
     read = read_checkpoint(tmp_path / "tao.pth")
     assert read.is_foreign and read.num_classes == 5
     assert (read.layout.name, read.options.input_channels) == (layout, 2)
-    assert read.options.graph_strategy == strategy or torch.equal(
-        model.A, build_from_checkpoint(read, "tao.pth").A
-    )
+    assert read.options.graph_strategy == strategy or torch.equal(model.A, build_from_checkpoint(read, "tao.pth").A)
     x = torch.randn(1, 2, 6, LAYOUTS[layout].num_joints, 1)
     with torch.no_grad():
         assert torch.equal(build_from_checkpoint(read, "tao.pth")(x), model(x))
@@ -156,7 +154,9 @@ def test_other_objects_are_refused_by_type(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "tao.pth")
 
 
-@pytest.mark.parametrize("content", [{"state_dict": io.BytesIO(b"x")}, {"state_dict": b"x", "state_dict_encrypted": True}])
+@pytest.mark.parametrize(
+    "content", [{"state_dict": io.BytesIO(b"x")}, {"state_dict": b"x", "state_dict_encrypted": True}]
+)
 def test_checkpoint_encrypted_by_the_original_is_named(tmp_path: Path, content: dict[str, Any]) -> None:
     torch.save(content, tmp_path / "tao.pth")
     with pytest.raises(CheckpointError, match="encrypted by the original"):
@@ -243,3 +243,25 @@ def test_encryption_round_trip_and_tampering() -> None:
             decrypt(bytes(content), "right", "file")
     with pytest.raises(CheckpointError, match="version"):
         decrypt(secret[:7] + b"\x09" + secret[8:], "right", "file")
+
+
+def test_foreign_graph_that_no_layout_has(tmp_path: Path) -> None:
+    edges = ((0, 1), (1, 2), (2, 3))
+    bones = ((1, 0), (2, 1), (3, 2))
+    layout = Layout("snake", ("a", "b", "c", "d"), edges, bones, (), 0)
+    model = build_model(ModelSpec(), layout, 2).eval()
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "tao.pth")
+    read = read_checkpoint(tmp_path / "tao.pth")
+    assert (read.layout.name, read.layout.num_joints) == ("unknown", 4)
+    assert {frozenset(edge) for edge in read.layout.edges} == {frozenset(edge) for edge in edges}
+    x = torch.randn(2, 3, 5, 4, 1)
+    with torch.no_grad():
+        assert torch.equal(build_from_checkpoint(read, "tao.pth")(x), model(x))
+
+
+def test_foreign_graph_in_pieces_is_a_clear_error(tmp_path: Path) -> None:
+    weights = make_model().state_dict()
+    weights["A"] = torch.eye(17).repeat(3, 1, 1)
+    torch.save({"state_dict": weights}, tmp_path / "tao.pth")
+    with pytest.raises(CheckpointError, match="hang together"):
+        read_checkpoint(tmp_path / "tao.pth")

@@ -141,9 +141,7 @@ def test_blocks_cover_the_array_once_and_stay_small(shape: tuple[int, ...], valu
 
 
 @given(
-    places=st.lists(
-        st.tuples(*[st.integers(0, 3)] * 5, st.sampled_from([np.nan, np.inf, -np.inf])), max_size=8
-    ),
+    places=st.lists(st.tuples(*[st.integers(0, 3)] * 5, st.sampled_from([np.nan, np.inf, -np.inf])), max_size=8),
     values=st.integers(1, 600),
 )
 @settings(max_examples=60, deadline=None)
@@ -181,9 +179,7 @@ def test_all_problems_of_both_files_come_together(tmp_path: Path) -> None:
     array[4, 1, 3, 7, 0] = np.nan
     array[9, 0, 0, 0, 0] = np.inf
     data, labels = save(tmp_path / "a.npy", array), save_labels(tmp_path / "a.pkl", [0, 1, 7])
-    problems = catch(
-        lambda: check_dataset(data, labels, layout=get_layout("nvidia"), num_channels=3, num_classes=6)
-    )
+    problems = catch(lambda: check_dataset(data, labels, layout=get_layout("nvidia"), num_channels=3, num_classes=6))
     label, joints, channels, count, values = problems
     assert label.where == str(labels) and label.got == "1 label outside (7), the first at clip 2 (name_2)"
     assert "0 to 5" in label.expected
@@ -215,9 +211,7 @@ def test_values_beyond_float32_are_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block_values", [None, 100])
-def test_empty_clips_are_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_values: int | None
-) -> None:
+def test_empty_clips_are_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_values: int | None) -> None:
     if block_values:
         # The default of iterate_blocks is bound at import, so replace the function.
         monkeypatch.setattr(
@@ -378,9 +372,7 @@ def test_ranks_share_one_order_in_equal_batches(
     order = [clip for batch in together for clip in batch]
     # On one process the order is the same permutation, so the number of ranks does not change what is learned
     # from.
-    alone = EpochBatchSampler(
-        num_samples, global_size, seed=seed, epoch=epoch, shuffle=shuffle, drop_last=drop_last
-    )
+    alone = EpochBatchSampler(num_samples, global_size, seed=seed, epoch=epoch, shuffle=shuffle, drop_last=drop_last)
     single = [clip for batch in alone for clip in batch]
     assert order[: len(single)] == single and len(order) - len(single) < world_size
     assert sorted(set(single)) == sorted(single)

@@ -154,15 +154,9 @@ def test_classes_named_by_numbers_follow_the_label_map(tmp_path: Path) -> None:
     assert read_labels(path, {"walk": 0}).labels.tolist() == [7, 3, 7]
 
 
-@given(
-    rows=st.lists(
-        st.tuples(st.text(st.characters(exclude_categories=["Cs"])), st.integers(-9, 99)), min_size=1
-    )
-)
+@given(rows=st.lists(st.tuples(st.text(st.characters(exclude_categories=["Cs"])), st.integers(-9, 99)), min_size=1))
 @settings(max_examples=50, deadline=None)
-def test_pickle_json_and_npz_agree(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, int]]
-) -> None:
+def test_pickle_json_and_npz_agree(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, int]]) -> None:
     folder = tmp_path_factory.mktemp("labels")
     names, numbers = [name for name, _ in rows], [number for _, number in rows]
     files = [
@@ -374,9 +368,7 @@ def test_all_bad_rows_are_told_together(tmp_path: Path) -> None:
     assert "480 more" in problems[-1].got
 
 
-def test_an_archive_that_unpacks_to_too_much_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "bomb.npz"
     monkeypatch.setattr(labels_module, "MAX_FILE_BYTES", 1_000_000)
     np.savez_compressed(path, labels=np.zeros(1_000_000, np.int64))

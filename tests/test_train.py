@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_runs import make_spec, write_clips, write_small_data
 
 from kinegraph.actions import train
 from kinegraph.errors import CheckpointError, KinegraphError, SpecError, StorageError, UserError
 from kinegraph.models.checkpoint import read_checkpoint
+from small_runs import make_spec, write_clips, write_small_data
 
 FINAL = "model_epoch_001_step_00006.pth"
 
@@ -211,9 +211,7 @@ def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(
 def test_explicit_resume_and_torn_status_line(undisturbed: Path) -> None:
     spec = make_spec(undisturbed, results="explicit")
     spec["dataset"]["random_move"] = True
-    spec["train"]["resume_training_checkpoint_path"] = str(
-        undisturbed / "results/train/model_epoch_000_step_00003.pth"
-    )
+    spec["train"]["resume_training_checkpoint_path"] = str(undisturbed / "results/train/model_epoch_000_step_00003.pth")
     folder = undisturbed / "explicit/train"
     folder.mkdir(parents=True)
     (folder / "status.json").write_text('{"status": "STARTED"}\n{"status": "RUNN')

@@ -164,9 +164,7 @@ def test_random_choose_leaves_fitting_and_whole_clips_alone() -> None:
     ),
 )
 @settings(max_examples=40, deadline=None)
-def test_random_move_equals_the_plain_restatement(
-    num_frames: int, num_channels: int, draws: list[list[float]]
-) -> None:
+def test_random_move_equals_the_plain_restatement(num_frames: int, num_channels: int, draws: list[list[float]]) -> None:
     move_clip = load_reference("random_move_plain").move_clip
     x = make_clips(len(draws), num_frames, num_channels)
     before = x.clone()

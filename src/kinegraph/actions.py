@@ -1,7 +1,7 @@
 """The actions, and the one way into them.
 
-    from kinegraph.actions import train, evaluate
-    result = train("spec.yaml", "train.num_epochs=20")
+from kinegraph.actions import train, evaluate
+result = train("spec.yaml", "train.num_epochs=20")
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kinegraph.errors import look_up
-from kinegraph.run import Result, Run, open_run
+from kinegraph.run import Result, Run, find_launched_rank, open_run
 from kinegraph.spec import Spec, check_spec, find_results_dir, read_spec
 
 ACTIONS: dict[str, str] = {
@@ -22,6 +22,9 @@ ACTIONS: dict[str, str] = {
     "inference": "kinegraph.predict:infer",
     "export": "kinegraph.export:export",
 }
+
+DISTRIBUTED = ("train",)
+"""Actions that all processes of torchrun or SLURM work on; of the others only the first process does anything."""
 
 SpecSource = str | Path | Mapping[str, Any] | None
 
@@ -38,6 +41,8 @@ def run_action(name: str, source: SpecSource = None, overrides: Sequence[str] = 
     assert folder is not None, "check_spec demands a results folder"
     module, _, function = target.partition(":")
     action: Callable[[Spec, Run], Result] = getattr(importlib.import_module(module), function)
+    if name not in DISTRIBUTED and find_launched_rank() > 0:
+        return Result()
     with open_run(name, folder, loaded.values, loaded.origins) as run:
         result = action(loaded.values, run)
         result.files.setdefault("results_dir", str(folder))
@@ -67,5 +72,3 @@ def inference(source: SpecSource = None, *overrides: str) -> Result:
 def export(source: SpecSource = None, *overrides: str) -> Result:
     """Write a model as ONNX. See `run_action`."""
     return run_action("export", source, overrides)
-
-

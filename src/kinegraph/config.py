@@ -23,6 +23,7 @@ from kinegraph.errors import Problem, SpecError, suggest
 
 SPEC_CONFIG = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 SHOWN_CHARACTERS = 80
+COMMENT_COLUMN = 42
 
 SpecType = TypeVar("SpecType")
 
@@ -123,6 +124,16 @@ def get_value(spec: Any, key: str) -> Any:
     return spec
 
 
+def find_changes(loaded: LoadedSpec[Any]) -> dict[str, Any]:
+    """Dotted key -> value of every option that differs from its default. Secrets are not shown."""
+    values = {entry.key: (entry, get_value(loaded.values, entry.key)) for entry in list_options(type(loaded.values))}
+    return {
+        key: "(set, not shown)" if entry.extra.get("secret") else value
+        for key, (entry, value) in values.items()
+        if value != entry.default
+    }
+
+
 def load_spec(
     spec_class: type[SpecType],
     source: str | Path | Mapping[str, Any] | None = None,
@@ -201,7 +212,8 @@ def _explain(item: Any, spec_class: type, places: Mapping[str, str], secrets: Se
     parts = [str(part) for part in item["loc"] if part != "[key]"]
     key = ".".join(parts)
     known = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
-    place = f"{next((places[name] for name in known if name in places), 'spec')}: {key}"
+    origin = next((places[name] for name in known if name in places), "spec")
+    place = f"{origin}: {key if len(key) <= SHOWN_CHARACTERS else key[:SHOWN_CHARACTERS] + '...'}"
     kind, context = item["type"], item.get("ctx", {})
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         return _explain_unknown_key(place, parts, spec_class)
@@ -247,9 +259,37 @@ def build_json_schema(spec_class: type, title: str, required: Sequence[str] = ()
     schema |= TypeAdapter(spec_class).json_schema()
     schema["title"] = title
     schema["default"] = asdict(spec_class())  # type: ignore[call-overload]
+    leaves = {entry.key: entry for entry in list_options(spec_class)}
+    groups = list_groups(spec_class)
+    for key in [*groups, *leaves]:
+        node = _find_property(schema, key.split("."))
+        if key in groups:
+            node["description"] = groups[key]
+        else:
+            node["default"] = leaves[key].default
+            _allow_null(node)
     for key in required:
         _require(schema, key.split("."))
     return schema
+
+
+def _find_property(schema: dict[str, Any], parts: list[str]) -> dict[str, Any]:
+    node = schema
+    for part in parts:
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+        node = node["properties"][part]
+    return node
+
+
+def _allow_null(node: dict[str, Any]) -> None:
+    """In a spec, null means that an option is not set."""
+    if "const" in node:
+        node["enum"] = [node.pop("const")]
+    if isinstance(node.get("type"), str):
+        node["type"] = [node["type"], "null"]
+    if "enum" in node and None not in node["enum"]:
+        node["enum"] = [*node["enum"], None]
 
 
 def _require(schema: dict[str, Any], parts: list[str]) -> None:
@@ -263,30 +303,41 @@ def _require(schema: dict[str, Any], parts: list[str]) -> None:
     schema.setdefault("allOf", []).append(node)
 
 
-def write_template(spec_class: type, sections: Sequence[str], values: Mapping[str, Any]) -> str:
-    """A complete YAML spec of the named sections, each option with its meaning, range and choices.
+def write_template(
+    spec_class: type, sections: Sequence[str], values: Mapping[str, Any], left_out: Sequence[str] = ()
+) -> str:
+    """A complete YAML spec of the named sections in their order, each option with its meaning, range and choices.
 
-    `values` replaces defaults (dotted keys).
+    `values` replaces defaults (dotted keys); the options in `left_out` are commented out.
     """
     groups = list_groups(spec_class)
     lines: list[str] = []
     open_groups: list[str] = []
-    for entry in list_options(spec_class):
+    order = {section: position for position, section in enumerate(sections)}
+    entries = [entry for entry in list_options(spec_class) if entry.key.split(".")[0] in order]
+    for entry in sorted(entries, key=lambda entry: order[entry.key.split(".")[0]]):
         parts = entry.key.split(".")
-        if parts[0] not in sections:
-            continue
         for depth in range(1, len(parts)):
             path = ".".join(parts[:depth])
             if path not in open_groups:
                 open_groups.append(path)
-                lines.append(f"{'  ' * (depth - 1)}{parts[depth - 1]}:  # {groups[path]}")
-        value = values.get(entry.key, entry.default)
-        indent = "  " * (len(parts) - 1)
-        text = yaml.safe_dump({parts[-1]: value}, default_flow_style=None, sort_keys=False, width=200).strip()
-        first, *rest = text.splitlines()
-        lines.append(f"{indent}{first}  # {describe_option(entry)}")
-        lines += [indent + line for line in rest]
+                opening = f"{'  ' * (depth - 1)}{parts[depth - 1]}:"
+                lines += ["", f"# {groups[path]}", opening] if depth == 1 else [_comment(opening, groups[path])]
+        mark = "# " if entry.key in left_out else ""
+        value = _write_value(values.get(entry.key, entry.default))
+        lines.append(_comment(f"{'  ' * (len(parts) - 1)}{mark}{parts[-1]}: {value}", describe_option(entry)))
     return "\n".join(lines) + "\n"
+
+
+def _write_value(value: Any) -> str:
+    if value == "":
+        return '""'
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _comment(text: str, comment: str) -> str:
+    return f"{text:<{COMMENT_COLUMN}}  # {comment}"
 
 
 def describe_option(entry: Option) -> str:
@@ -300,5 +351,3 @@ def describe_option(entry: Option) -> str:
         high = "" if entry.maximum is None else f"{entry.maximum:g}"
         notes.append(f"{low}..{high}" if low and high else f"at least {low}" if low else f"at most {high}")
     return "; ".join(notes)
-
-

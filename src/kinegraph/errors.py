@@ -1,12 +1,12 @@
 """The exceptions that reach a user, and the did-you-mean lookup that every table shares.
 
-    KinegraphError            exit 1: something failed while running
-    ├── StorageError          a file could not be written (disk full, read-only folder)
-    ├── ParityError           an exported model does not answer as the original
-    └── UserError             exit 2: a mistake in what was asked, which the user can mend
-        ├── SpecError         the spec file or an override
-        ├── DataError         arrays, labels, recordings, layouts
-        └── CheckpointError   a model file that cannot be read or does not fit
+KinegraphError            exit 1: something failed while running
+├── StorageError          a file could not be written (disk full, read-only folder)
+├── ParityError           an exported model does not answer as the original
+└── UserError             exit 2: a mistake in what was asked, which the user can mend
+    ├── SpecError         the spec file or an override
+    ├── DataError         arrays, labels, recordings, layouts
+    └── CheckpointError   a model file that cannot be read or does not fit
 """
 
 from __future__ import annotations
@@ -78,9 +78,7 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     return f"Did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
-def look_up(
-    table: Mapping[str, Value], name: str, where: str, error: type[UserError] = UserError
-) -> Value:
+def look_up(table: Mapping[str, Value], name: str, where: str, error: type[UserError] = UserError) -> Value:
     """table[name], or an error that names the place, lists the choices and suggests the nearest one."""
     if name in table:
         return table[name]

@@ -127,9 +127,7 @@ class _Trainer:
         optimizer.load_state_dict(training["optimizer"])
         self.schedule.load_state_dict(training["schedule"])
         totals = Totals(*training["totals"]) if self.run.writes else Totals()
-        position = Position(
-            training["epoch"], training["step"], training["global_step"], training["seconds"], totals
-        )
+        position = Position(training["epoch"], training["step"], training["global_step"], training["seconds"], totals)
         return position, training["best"]
 
     def _make_sampler(self, epoch: int, start_batch: int) -> EpochBatchSampler:
@@ -247,7 +245,9 @@ class _Trainer:
     def _reduce(self, totals: Totals) -> Totals:
         if self.fabric.world_size == 1:
             return totals
-        values = torch.tensor([totals.loss, totals.correct, totals.count], dtype=torch.float64, device=self.fabric.device)
+        values = torch.tensor(
+            [totals.loss, totals.correct, totals.count], dtype=torch.float64, device=self.fabric.device
+        )
         reduced: Any = self.fabric.all_reduce(values, reduce_op="sum")
         return Totals(*reduced.tolist())
 
@@ -295,11 +295,19 @@ class _Trainer:
         train, position = self.spec.train, self.position
         if self.log is None:
             return
-        row = {"epoch": epoch, "step": position.global_step, "lr": learning_rate, **losses, "seconds": round(epoch_s, 3)}
+        row = {
+            "epoch": epoch,
+            "step": position.global_step,
+            "lr": learning_rate,
+            **losses,
+            "seconds": round(epoch_s, 3),
+        }
         self.log.write_epoch(row)
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
         eta = f", {format_duration(left_s)} left" if epoch < train.num_epochs - 1 else ""
-        self.run.info(f"epoch {epoch + 1} of {train.num_epochs}: {numbers}  lr {learning_rate:.4g}  ({epoch_s:.1f} s{eta})")
+        self.run.info(
+            f"epoch {epoch + 1} of {train.num_epochs}: {numbers}  lr {learning_rate:.4g}  ({epoch_s:.1f} s{eta})"
+        )
         self.run.write_status(
             "RUNNING",
             f"Epoch {epoch + 1} of {train.num_epochs} is done.",

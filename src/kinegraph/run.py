@@ -194,6 +194,7 @@ def _explain_failure(run: Run) -> Iterator[None]:
     except OSError as error:
         explained = explain_os_error(error, error.filename or run.folder)
         _write_failure(run, explained)
+        LOGGER.debug("traceback", exc_info=error)
         raise explained from error
     except BaseException as error:
         _write_failure(run, error)
@@ -222,7 +223,7 @@ def connect_log(run: Run) -> logging.Handler | None:
     if not run.writes or str(path.absolute()) in open_files:
         return None
     try:
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8")
     except OSError as error:
         raise explain_os_error(error, path) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -232,23 +233,25 @@ def connect_log(run: Run) -> logging.Handler | None:
     return handler
 
 
-def show_messages(stream: Any = None) -> None:
-    """Show messages on a stream (default: stderr), once per process."""
-    if any(getattr(handler, "name", "") == "kinegraph-messages" for handler in LOGGER.handlers):
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (a name of logging)
+        """Say nothing: a full disk shows in status.json and in the run's own error, not once more per message."""
+
+
+def show_messages() -> None:
+    """Show messages on stderr from now on."""
+    if any(isinstance(handler, _Messages) for handler in LOGGER.handlers):
         return
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.set_name("kinegraph-messages")
-    handler.setLevel(logging.INFO)
-    handler.setFormatter(_MessageFormatter())
-    LOGGER.addHandler(handler)
+    LOGGER.addHandler(_Messages(logging.INFO))
     LOGGER.setLevel(logging.DEBUG)
     LOGGER.propagate = False
 
 
-class _MessageFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
+class _Messages(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        return prefix + record.getMessage()
+        clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # a progress bar may stand there
+        print(clear + prefix + record.getMessage(), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,12 +15,14 @@ from kinegraph.config import (
     MANDATORY,
     SPEC_CONFIG,
     LoadedSpec,
+    build_json_schema,
     get_value,
     group,
     list_options,
     load_spec,
     option,
     shorten,
+    write_template,
 )
 from kinegraph.errors import Problem, SpecError
 from kinegraph.skeleton.layouts import LAYOUTS
@@ -84,7 +87,9 @@ class DatasetSpec:
     label_map: dict[str, int] | None = option(None, "class name: label; taken from the labels when left out")
     random_choose: bool = option(False, "training: crop or place clips at random within window_size")
     random_move: bool = option(False, "training: rotate, scale and shift clips at random")
-    window_size: int = option(-1, "training: frames per clip, padded with zeros; -1: as they are", minimum=-1, automl=True)
+    window_size: int = option(
+        -1, "training: frames per clip, padded with zeros; -1: as they are", minimum=-1, automl=True
+    )
     batch_size: int = option(16, "clips per batch and process", minimum=1)
     num_workers: int = option(1, "processes that read data; 0: none", minimum=0)
 
@@ -165,7 +170,7 @@ class ExportSpec:
     onnx_file: str = option("", "file to write; default beside the checkpoint", path="output")
     gpu_id: int = option(0, "GPU; export runs on the CPU", minimum=0)
     overwrite: bool = option(False, "replace onnx_file if it is there")
-    opset_version: int = option(18, "ONNX operator set", minimum=17)
+    opset_version: int = option(18, "ONNX operator set", minimum=18)
 
 
 @dataclass(config=SPEC_CONFIG)
@@ -182,7 +187,9 @@ class DatasetConvertSpec:
     sequence_length_max: int = option(300, "frames of an array, padded with zeros", minimum=1)
     sequence_length_min: int = option(10, "shortest window in frames", minimum=1)
     sequence_length: int = option(100, "frames of a window", minimum=1)
-    sequence_overlap: float = option(0.5, "stride of the windows as a fraction of sequence_length", minimum=0, maximum=1)
+    sequence_overlap: float = option(
+        0.5, "stride of the windows as a fraction of sequence_length", minimum=0, maximum=1
+    )
     split_gaps: bool = option(False, "cut a track where frames are missing, instead of closing the gap")
 
 
@@ -236,10 +243,42 @@ SHORTHANDS: dict[str, str] = {
     "inference_output_file": "inference.output_file",
 }
 
+TEMPLATE_VALUES: dict[str, Any] = {"results_dir": "./results", "wandb.enable": False}
+LEFT_OUT_OF_TEMPLATES = ("encryption_key", "dataset.num_classes", "dataset.label_map")
+"""Stated in a spec, the classes become a claim that the data must meet, and a key may end up in somebody's hands."""
+
 
 def read_spec(source: Any = None, overrides: tuple[str, ...] | list[str] = ()) -> LoadedSpec[Spec]:
     """A spec from a YAML file, a mapping or nothing, with `key=value` overrides. Raises SpecError."""
     return load_spec(Spec, source, overrides, SHORTHANDS)
+
+
+def build_template(action: str, known: Mapping[str, Any] | None = None, left_out: Sequence[str] = ()) -> str:
+    """A commented YAML spec for an action, with ??? for what only the user can know.
+
+    `known` are values that are known already (dotted keys), `left_out` options to comment out as well.
+    """
+    known = known or {}
+    values = TEMPLATE_VALUES | dict.fromkeys(REQUIRED[action], MANDATORY)
+    if action == "train":
+        values["dataset.label_map"] = {f"class_{label}": label for label in range(6)}
+    left_out = [key for key in (*LEFT_OUT_OF_TEMPLATES, *left_out) if key not in known]
+    lines = [
+        f"# Spec of `kinegraph {action}`. Fill in each ???, then run: kinegraph {action} -e FILE",
+        f"# Any option can also stand on the command line: kinegraph {action} -e FILE key=value",
+    ]
+    if action in ("evaluate", "inference", "export"):
+        lines += [
+            "# The checkpoint knows the model and its classes. For one of another tool add the sections",
+            "# model and dataset of `kinegraph template train`.",
+        ]
+    sections = ("model_name", "encryption_key", "results_dir", *SECTIONS[action])
+    return "\n".join(lines) + "\n\n" + write_template(Spec, sections, values | dict(known), left_out)
+
+
+def build_schema(action: str) -> dict[str, Any]:
+    """The JSON Schema of a spec for an action. It knows all sections, since one file may serve every action."""
+    return build_json_schema(Spec, f"kinegraph {action}", REQUIRED[action])
 
 
 def check_spec(loaded: LoadedSpec[Spec], action: str) -> None:
@@ -317,7 +356,9 @@ def _find_training_conflicts(spec: Spec) -> list[Problem]:
         problems.append(Problem("train.gpu_ids", repr(train.gpu_ids), expected))
     optim = train.optim
     if optim.optimizer_type == "torch.optim.SGD" and optim.nesterov and optim.momentum == 0:
-        problems.append(Problem("train.optim.nesterov", "True with momentum 0", "a momentum above 0, or nesterov=false"))
+        problems.append(
+            Problem("train.optim.nesterov", "True with momentum 0", "a momentum above 0, or nesterov=false")
+        )
     if spec.dataset.window_size == 0:
         problems.append(Problem("dataset.window_size", "0", "-1 or a number of frames of at least 1"))
     labels = sorted((spec.dataset.label_map or {}).values())
@@ -329,7 +370,7 @@ def _find_training_conflicts(spec: Spec) -> list[Problem]:
 
 def _find_window_conflicts(spec: DatasetConvertSpec) -> list[Problem]:
     problems = []
-    if spec.focal_length == 0:
+    if spec.focal_length == 0 and spec.pose_type == "3dbp":
         problems.append(Problem("dataset_convert.focal_length", "0.0", "a focal length above 0 pixels"))
     if int(spec.sequence_length * spec.sequence_overlap) < 1:
         got = f"{spec.sequence_overlap} of {spec.sequence_length} frames, a stride of 0 frames"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -35,8 +36,8 @@ def make_folder(path: Path) -> Path:
     Raises UserError if a part of the path is a file, StorageError if it cannot be created.
     """
     for part in (path, *path.parents):
-        if part.exists():
-            if not part.is_dir():
+        if os.path.lexists(part):  # Path.exists raises for a name that is too long
+            if not os.path.isdir(part):
                 hint = "Choose another results_dir."
                 raise UserError(Problem(str(path), f"a path through the file {part}", "a folder", hint))
             break
@@ -44,6 +45,8 @@ def make_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise explain_os_error(error, path) from error
+    except ValueError as error:
+        raise UserError(Problem(repr(str(path)), str(error), "a path")) from error
     return path
 
 
@@ -70,11 +73,31 @@ def write_atomically(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
             temporary.unlink(missing_ok=True)
 
 
+def dump_json(data: Any, indent: int | None = None) -> str:
+    """Strict JSON: NaN and infinity, which JSON does not have, become null; NumPy numbers become numbers."""
+    return json.dumps(
+        _replace_non_finite(data), indent=indent, allow_nan=False, ensure_ascii=False, default=_get_number
+    )
+
+
+def _get_number(value: Any) -> Any:
+    """The plain number in a NumPy one."""
+    number = value.item()
+    return None if isinstance(number, float) and not math.isfinite(number) else number
+
+
+def _replace_non_finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _replace_non_finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_replace_non_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
 def write_json(path: Path | str, data: Any) -> None:
-    """Strict JSON (no NaN, no Infinity), indented, atomically."""
-    text = json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False)
+    """Strict JSON, indented, atomically. See `dump_json`."""
     with write_atomically(path, "w") as file:
-        file.write(text + "\n")
+        file.write(dump_json(data, indent=2) + "\n")
 
 
 def point_to(pointer: Path, target: Path) -> None:
@@ -94,14 +117,22 @@ def point_to(pointer: Path, target: Path) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line and flush it to the disk. A torn last line, left by a kill, is cut off first."""
+    """Append one line and flush it to the disk, or leave the file as it was.
+
+    A torn last line, left by a kill, is cut off first. Raises StorageError.
+    """
+    size = None
     try:
         with open(path, "ab+") as file:
             _cut_torn_line(file)
-            file.write(line.encode() + b"\n")
+            size = file.tell()
+            file.write(line.encode(errors="backslashreplace") + b"\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
+        if size is not None:
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)
         raise explain_os_error(error, path) from error
 
 

@@ -204,9 +204,11 @@ def _build_fabric(spec: Spec, run: Run, job: TrainingJob) -> Fabric:
     if on_cpu and options.accelerator == "auto":
         run.info("No GPU was found: training in one process on the CPU.")
         num_processes = 1
-    launched = "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ or "SLURM_PROCID" in os.environ
+    launched = ("WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ) or "SLURM_PROCID" in os.environ
     if options.num_nodes > 1 and not launched:
-        hint = f"Start it on each machine: torchrun --nnodes={options.num_nodes} --nproc-per-node={options.num_gpus} ..."
+        hint = (
+            f"Start it on each machine: torchrun --nnodes={options.num_nodes} --nproc-per-node={options.num_gpus} ..."
+        )
         raise SpecError(Problem("train.num_nodes", str(options.num_nodes), "1, or a start by torchrun or SLURM", hint))
     devices: Any = num_processes
     if not on_cpu:

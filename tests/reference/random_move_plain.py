@@ -1,5 +1,4 @@
-"""random_move for one clip, frame by frame and joint by joint, straight from the description of the recipe.
-"""
+"""random_move for one clip, frame by frame and joint by joint, straight from the description of the recipe."""
 
 from __future__ import annotations
 

@@ -120,9 +120,7 @@ def _check_header(header: ArrayHeader, file_bytes: int, where: str) -> list[Prob
     return problems
 
 
-def iterate_blocks(
-    array: np.ndarray, values: int = BLOCK_VALUES
-) -> Iterator[tuple[slice, slice, np.ndarray]]:
+def iterate_blocks(array: np.ndarray, values: int = BLOCK_VALUES) -> Iterator[tuple[slice, slice, np.ndarray]]:
     """(clips, frames, block) over an array (N, C, T, V, M), each block of about `values` values at most.
 
     Whole clips where they fit, otherwise one clip cut along its frames, so memory stays flat for any file.

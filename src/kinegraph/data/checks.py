@@ -83,9 +83,7 @@ def check_shape(
     problems = []
     if layout is not None and shape[3] != layout.num_joints:
         fitting = find_layouts(shape[3])
-        hint = (
-            f"No known layout has {shape[3]} joints: set model.graph_layout to a YAML file that describes it."
-        )
+        hint = f"No known layout has {shape[3]} joints: set model.graph_layout to a YAML file that describes it."
         if fitting:
             hint = f"Layouts with {shape[3]} joints: {', '.join(fitting)}. Set model.graph_layout."
         expected = f"{layout.num_joints} joints, as in the layout {layout.name}"

@@ -142,6 +142,7 @@ def convert_dataset(spec: Spec, run: Run) -> Result:
     plans = [plan for plan in plans if len(plan.windows)]
     shape = _find_shape(plans, options)
     _check_space(run.folder, 2 * 4 * math.prod(shape))
+    run.write_experiment()
     index = run.folder / "index.json"
     index.unlink(missing_ok=True)
     _write_arrays(plans, shape, options, run)

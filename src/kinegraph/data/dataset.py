@@ -29,8 +29,7 @@ __all__ = [
 
 
 class Batch(NamedTuple):
-    """Clips float32 (n, C, T, V, M), labels int64 (n,), -1 where unknown, and the clips' numbers in the set.
-    """
+    """Clips float32 (n, C, T, V, M), labels int64 (n,), -1 where unknown, and the clips' numbers in the set."""
 
     data: torch.Tensor
     labels: torch.Tensor
@@ -61,9 +60,7 @@ class ClipDataset(Dataset[Batch]):
         self.pipeline = pipeline
         self.array: np.ndarray | None = open_array(data_path)
         self.shape = self.array.shape
-        self.labels = (
-            np.full(len(self.array), -1, np.int64) if labels is None else np.asarray(labels, np.int64)
-        )
+        self.labels = np.full(len(self.array), -1, np.int64) if labels is None else np.asarray(labels, np.int64)
         if self.labels.shape != (len(self.array),):
             expected = f"one for each of the {len(self.array)} clips of {data_path}"
             raise DataError(Problem("labels", f"shape {self.labels.shape}", expected))

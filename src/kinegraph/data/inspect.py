@@ -105,9 +105,7 @@ def _count_classes(labels: Labels) -> list[dict[str, Any]]:
     ]
 
 
-def _find_problems(
-    report: dict[str, Any], labels: Labels | None, scan: _Scan, empty: np.ndarray
-) -> list[str]:
+def _find_problems(report: dict[str, Any], labels: Labels | None, scan: _Scan, empty: np.ndarray) -> list[str]:
     problems = []
     num_clips = report["shape"]["clips"]
     if labels is not None and len(labels.labels) != num_clips:
@@ -151,16 +149,12 @@ def format_report(report: dict[str, Any]) -> str:
 
 def _describe_people(counts: list[int]) -> list[str]:
     return [
-        f"{count} {'clip' if count == 1 else 'clips'} with {people}"
-        for people, count in enumerate(counts)
-        if count
+        f"{count} {'clip' if count == 1 else 'clips'} with {people}" for people, count in enumerate(counts) if count
     ]
 
 
 def _draw_classes(classes: list[dict[str, Any]]) -> list[str]:
-    titles = [
-        f"{entry['label']} {entry['name']}" if entry["name"] else str(entry["label"]) for entry in classes
-    ]
+    titles = [f"{entry['label']} {entry['name']}" if entry["name"] else str(entry["label"]) for entry in classes]
     width = max(len(title) for title in titles)
     most = max(entry["count"] for entry in classes)
     total = sum(entry["count"] for entry in classes)

@@ -264,9 +264,7 @@ def _convert_labels(values: list[Any], where: str) -> np.ndarray:
     return labels
 
 
-def _number_class_names(
-    names: list[str], values: list[Any], label_map: Mapping[str, int] | None, where: str
-) -> Labels:
+def _number_class_names(names: list[str], values: list[Any], label_map: Mapping[str, int] | None, where: str) -> Labels:
     problems = [
         Problem(f"{where}: label {i}", _describe(value) if value else "an empty label", "a class name")
         for i, value in enumerate(values)

@@ -48,9 +48,7 @@ class InputPipeline:
             raise DataError(Problem(where, type(data).__name__, "a mapping with " + ", ".join(KEYS)))
         if data.get("version") != VERSION or isinstance(data.get("version"), bool):
             hint = "The model was made by another version of Kinegraph: use that version, or export it again."
-            raise DataError(
-                Problem(f"{where}.version", reprlib.repr(data.get("version")), str(VERSION), hint)
-            )
+            raise DataError(Problem(f"{where}.version", reprlib.repr(data.get("version")), str(VERSION), hint))
         problems = _check_keys(data, where)
         if problems:
             raise DataError(*problems)
@@ -87,9 +85,7 @@ class InputPipeline:
         _, num_channels, num_frames, num_joints, num_people = x.shape
         if num_channels != self.num_channels:
             got = f"{num_channels} channels in shape {x.shape}"
-            problems.append(
-                Problem(where, got, f"{self.num_channels} channels, as the model was trained with")
-            )
+            problems.append(Problem(where, got, f"{self.num_channels} channels, as the model was trained with"))
         if num_joints != self.num_joints:
             got = f"{num_joints} joints in shape {x.shape}"
             problems.append(Problem(where, got, f"{self.num_joints} joints, as the model was trained with"))
@@ -100,9 +96,7 @@ class InputPipeline:
 
 def _check_keys(data: Mapping[str, Any], where: str) -> list[Problem]:
     problems = [
-        Problem(f"{where}.{key}", "an unknown key", "one of " + ", ".join(KEYS))
-        for key in data
-        if key not in KEYS
+        Problem(f"{where}.{key}", "an unknown key", "one of " + ", ".join(KEYS)) for key in data if key not in KEYS
     ]
     for key in ("num_channels", "num_joints"):
         value = data.get(key)
@@ -114,7 +108,5 @@ def _check_keys(data: Mapping[str, Any], where: str) -> list[Problem]:
     expected = f"one of {', '.join(STEPS)}" if STEPS else "no steps: this version of Kinegraph has none"
     for i, step in enumerate(steps):
         if step not in STEPS:
-            problems.append(
-                Problem(f"{where}.steps[{i}]", reprlib.repr(step), expected, suggest(step, STEPS))
-            )
+            problems.append(Problem(f"{where}.steps[{i}]", reprlib.repr(step), expected, suggest(step, STEPS)))
     return problems

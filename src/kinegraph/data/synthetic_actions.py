@@ -32,11 +32,11 @@ def _ease_seated(rng: np.random.Generator, times: Array) -> Array:
     reached = 1.0
     if kind < 0.14:
         duration = rng.uniform(2.5, 4.5)
-    elif kind < 0.23:
+    elif kind < 0.21:
         centre = length + rng.uniform(-0.2, 0.08) * duration
-    elif kind < 0.30:
+    elif kind < 0.26:
         centre = rng.uniform(-0.08, 0.2) * duration
-    elif kind < 0.38:
+    elif kind < 0.33:
         centre, reached = rng.uniform(0.2, 0.5) * length, rng.uniform(0.4, 0.65)
     return reached * ease((times - centre) / duration + 0.5)
 
@@ -84,11 +84,11 @@ def _walk(body: Body, style: Style, rng: np.random.Generator, times: Array) -> M
     length, kind = float(times[-1]), rng.uniform()
     speed, lift = float(np.clip(rng.normal(1150.0, 250.0), 600.0, 1900.0)), rng.uniform(0.8, 1.2)
     going = np.ones_like(times)
-    if kind < 0.25:
+    if kind < 0.2:
         speed, lift = rng.uniform(250.0, 600.0), rng.uniform(0.35, 0.9)
-    elif kind < 0.35:
+    elif kind < 0.3:
         going = ease((times - rng.uniform(0.1, 0.5) * length) / 0.5)
-    elif kind < 0.45:
+    elif kind < 0.4:
         going = 1.0 - ease((times - rng.uniform(0.4, 0.8) * length) / 0.5)
     motion = walk(body, style, rng, times, going, speed * body.stature / 1700.0, lift)
     if rng.uniform() < 0.2:
@@ -98,7 +98,7 @@ def _walk(body: Body, style: Style, rng: np.random.Generator, times: Array) -> M
 
 def _jump(body: Body, style: Style, rng: np.random.Generator, times: Array, hop: bool | None = None) -> Motion:
     length = float(times[-1])
-    hop = rng.uniform() < 0.3 if hop is None else hop
+    hop = rng.uniform() < 0.22 if hop is None else hop
     height = rng.uniform(35.0, 90.0) if hop else rng.uniform(80.0, 380.0)
     crouch = rng.uniform(0.02, 0.06) * body.stature if hop else rng.uniform(0.06, 0.19) * body.stature
     apexes = [rng.uniform(0.12, 0.88) * length]

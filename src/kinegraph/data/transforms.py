@@ -21,9 +21,7 @@ MOVE_STREAM = 2
 WHOLE_CLIP = -1
 
 
-def uniform_from_counters(
-    seed: int, epoch: int, index: np.ndarray, num_draws: int, stream: int
-) -> np.ndarray:
+def uniform_from_counters(seed: int, epoch: int, index: np.ndarray, num_draws: int, stream: int) -> np.ndarray:
     """Random numbers in [0, 1) from their coordinates alone: float64 (n, num_draws) for `index` (n,).
 
     The coordinates pass one after the other through the mixing function of SplitMix64 (Steele, Lea and Flood,
@@ -119,9 +117,7 @@ class TrainingAugmentation:
         """
         numbers = index.cpu().numpy() if isinstance(index, torch.Tensor) else np.asarray(index)
         if self.random_choose:
-            x = random_choose(
-                x, self.window_size, uniform_from_counters(self.seed, epoch, numbers, 1, CHOOSE_STREAM)
-            )
+            x = random_choose(x, self.window_size, uniform_from_counters(self.seed, epoch, numbers, 1, CHOOSE_STREAM))
         else:
             x = pad_window(x, self.window_size)
         if self.random_move:

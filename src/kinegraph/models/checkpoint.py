@@ -25,7 +25,7 @@ from kinegraph.errors import CheckpointError, DataError, Problem
 from kinegraph.models.encryption import decrypt, encrypt, is_encrypted
 from kinegraph.models.st_gcn import STGCN
 from kinegraph.skeleton.graph import STRATEGIES, build_adjacency
-from kinegraph.skeleton.layouts import LAYOUTS, Layout
+from kinegraph.skeleton.layouts import LAYOUTS, Layout, derive_bones
 from kinegraph.spec import ModelSpec
 from kinegraph.storage import write_atomically
 
@@ -284,7 +284,11 @@ def _read_foreign(state_dict: dict[str, torch.Tensor], content: Mapping[str, Any
     adjacency = state_dict["A"].float()
     if adjacency.ndim != 3 or adjacency.shape[1] != adjacency.shape[2]:
         raise CheckpointError(Problem(f"{path}: A", f"shape {tuple(adjacency.shape)}", "(K, V, V)"))
-    layout, strategy = _match_graph(adjacency.numpy())
+    try:
+        layout, strategy = _match_graph(adjacency.numpy())
+    except DataError as error:
+        got = f"a graph of {adjacency.shape[1]} joints that do not all hang together"
+        raise CheckpointError(Problem(f"{path}: A", got, "the graph of one skeleton")) from error
     options = ModelSpec(
         input_channels=state_dict["st_gcn_networks.0.gcn.conv.weight"].shape[1],
         graph_layout=layout.name if layout.name in LAYOUTS else "nvidia",
@@ -308,7 +312,7 @@ def _match_graph(adjacency: np.ndarray) -> tuple[Layout, str]:
     edges = tuple((i, j) for i in range(num_joints) for j in range(i) if linked[i, j] or linked[j, i])
     joints = tuple(f"joint_{number}" for number in range(num_joints))
     strategy = {1: "uniform", 2: "distance"}.get(adjacency.shape[0], "spatial")
-    return Layout("unknown", joints, edges, (), (), 0), strategy
+    return Layout("unknown", joints, edges, derive_bones(num_joints, edges, 0), (), 0), strategy
 
 
 def _find_label_map(content: Mapping[str, Any], num_classes: int) -> dict[str, int] | None:
