@@ -139,7 +139,7 @@ def main() -> None:
             "median": statistics.median(seconds),
             "min": min(seconds),
             "max": max(seconds),
-            "note": "one thread (OMP_NUM_THREADS=1); other work ran on the other core, so the minimum is the best guide",
+            "note": "OMP_NUM_THREADS=1; other work ran on the other core, so the minimum is the best guide",
         },
         "device": f"CPU, {torch.get_num_threads()} threads, {platform.machine()}",
         "versions": {"torch": str(torch.__version__), "python": platform.python_version()},

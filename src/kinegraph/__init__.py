@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "load": "kinegraph.runtime",
+    "open_array": "kinegraph.data.arrays",
     "Predictor": "kinegraph.runtime",
     "run_action": "kinegraph.actions",
     "Result": "kinegraph.run",
