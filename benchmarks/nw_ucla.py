@@ -141,7 +141,7 @@ def main() -> None:
             "max": max(seconds),
             "note": "OMP_NUM_THREADS=1; other work ran on the other core, so the minimum is the best guide",
         },
-        "device": f"CPU, {torch.get_num_threads()} threads, {platform.machine()}",
+        "device": f"CPU, {torch.get_num_threads()} thread(s), {platform.machine()}",
         "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
         "commit": commit,
         "spec": describe_spec(spec, arguments.runs),
