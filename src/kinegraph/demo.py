@@ -29,9 +29,11 @@ TRAINING = {
     "dataset.label_map": {name: label for label, name in enumerate(CLASS_NAMES)},
 }
 """Chosen for an answer after few steps; the defaults of the spec are for training of an hour and more."""
-WITHOUT_EFFECT = tuple(
-    f"train.optim.{name}" for name in ("momentum", "nesterov", "lr_monitor", "patience", "lr_steps", "lr_decay")
+WITHOUT_EFFECT = (
+    *(f"train.optim.{name}" for name in ("momentum", "nesterov", "lr_monitor", "patience", "lr_steps", "lr_decay")),
+    *(f"{action}.{name}" for action in ("evaluate", "inference") for name in ("num_gpus", "gpu_ids", "num_nodes")),
 )
+"""Commented out in the specs of the demo, so that no action has to say that they do nothing there."""
 
 
 @dataclass(frozen=True)

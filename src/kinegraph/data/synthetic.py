@@ -89,7 +89,7 @@ def _observe(rng: np.random.Generator, seen: Array) -> tuple[Array, Array]:
     depth, larger at hands and feet, and the depth of the whole person is stretched a little.
     """
     num_frames = len(seen)
-    level = float(np.clip(np.exp(rng.normal(np.log(8.0), 0.45)), 3.0, 25.0))
+    level = float(np.clip(np.exp(rng.normal(np.log(7.0), 0.45)), 3.0, 25.0))
     weight = np.ones(NUM_JOINTS)
     weight[[0, 1, 2, 3, 6]] = 0.7
     weight[[*_HANDS[0], *_HANDS[1], *_FEET[0], *_FEET[1]]] = 1.4
@@ -166,7 +166,7 @@ def make_clips(num_clips: int, seed: int, num_frames: int = 30, fps: float = 15.
     for index in range(num_clips):
         joints, labels[index], subjects[index], _, rng = _make_clip(seed, index, times)
         # Cameras are put where people face them: most do, some are seen from the side, a few from behind.
-        heading = rng.normal(0.0, 0.8) + rng.normal(0.0, 0.1) * times
+        heading = rng.normal(0.0, 0.7) + rng.normal(0.0, 0.1) * times
         seen = _draw_camera(rng).view(turn(joints, heading))
         data[index, ..., 0] = normalise_poses(*_observe(rng, seen), "3dbp", focal_length=FOCAL_LENGTH)
     names = [

@@ -33,9 +33,9 @@ def _ease_seated(rng: np.random.Generator, times: Array) -> Array:
     if kind < 0.14:
         duration = rng.uniform(2.5, 4.5)
     elif kind < 0.21:
-        centre = length + rng.uniform(-0.2, 0.08) * duration
+        centre = length + rng.uniform(-0.25, 0.05) * duration
     elif kind < 0.26:
-        centre = rng.uniform(-0.08, 0.2) * duration
+        centre = rng.uniform(-0.05, 0.25) * duration
     elif kind < 0.33:
         centre, reached = rng.uniform(0.2, 0.5) * length, rng.uniform(0.4, 0.65)
     return reached * ease((times - centre) / duration + 0.5)
@@ -71,10 +71,10 @@ def _stand(body: Body, style: Style, rng: np.random.Generator, times: Array) -> 
         lean = swell(times, rng.uniform(-0.5 * duration, times[-1] - 0.4 * duration), duration) * rng.uniform(0.2, 0.9)
     motion = sit_and_stand(body, style, rng, times, np.zeros_like(times), lean)
     bob: Array | float = 0.0
-    if rng.uniform() < 0.2:
+    if rng.uniform() < 0.15:
         beat = 0.5 - 0.5 * np.cos(2.0 * np.pi * rng.uniform(0.3, 1.6) * times + rng.uniform(0.0, 6.28))
-        bob = rng.uniform(15.0, 70.0) * beat
-    shift_weight(body, rng, times, motion, rng.uniform(0.1, 1.3), bob)
+        bob = rng.uniform(15.0, 55.0) * beat
+    shift_weight(body, rng, times, motion, rng.uniform(0.1, 1.1), bob)
     if rng.uniform() < 0.5:
         gesture(rng, times, motion, rng.uniform(0.3, 1.0))
     return motion
@@ -84,11 +84,11 @@ def _walk(body: Body, style: Style, rng: np.random.Generator, times: Array) -> M
     length, kind = float(times[-1]), rng.uniform()
     speed, lift = float(np.clip(rng.normal(1150.0, 250.0), 600.0, 1900.0)), rng.uniform(0.8, 1.2)
     going = np.ones_like(times)
-    if kind < 0.2:
-        speed, lift = rng.uniform(250.0, 600.0), rng.uniform(0.35, 0.9)
-    elif kind < 0.3:
+    if kind < 0.17:
+        speed, lift = rng.uniform(300.0, 650.0), rng.uniform(0.45, 0.95)
+    elif kind < 0.27:
         going = ease((times - rng.uniform(0.1, 0.5) * length) / 0.5)
-    elif kind < 0.4:
+    elif kind < 0.36:
         going = 1.0 - ease((times - rng.uniform(0.4, 0.8) * length) / 0.5)
     motion = walk(body, style, rng, times, going, speed * body.stature / 1700.0, lift)
     if rng.uniform() < 0.2:
@@ -98,9 +98,9 @@ def _walk(body: Body, style: Style, rng: np.random.Generator, times: Array) -> M
 
 def _jump(body: Body, style: Style, rng: np.random.Generator, times: Array, hop: bool | None = None) -> Motion:
     length = float(times[-1])
-    hop = rng.uniform() < 0.22 if hop is None else hop
-    height = rng.uniform(35.0, 90.0) if hop else rng.uniform(80.0, 380.0)
-    crouch = rng.uniform(0.02, 0.06) * body.stature if hop else rng.uniform(0.06, 0.19) * body.stature
+    hop = rng.uniform() < 0.18 if hop is None else hop
+    height = rng.uniform(40.0, 100.0) if hop else rng.uniform(100.0, 380.0)
+    crouch = rng.uniform(0.025, 0.07) * body.stature if hop else rng.uniform(0.07, 0.19) * body.stature
     apexes = [rng.uniform(0.12, 0.88) * length]
     period = jump_period(body, height, crouch) * rng.uniform(1.0, 1.15)
     if rng.uniform() < 0.35:
