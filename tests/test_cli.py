@@ -269,6 +269,7 @@ def test_a_second_process_of_a_run_is_silent(
     overrides = export_with(succeed)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     answer = ask("export", *overrides, "--json")
     assert (answer.code, answer.out, answer.err) == (0, "", "")
 

@@ -298,6 +298,7 @@ def test_unknown_action() -> None:
 def test_a_process_that_does_not_write_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(RuntimeError), start(tmp_path) as run:
         assert not run.writes
         run.info("x")

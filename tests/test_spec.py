@@ -335,7 +335,7 @@ def test_key_may_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.M
     [
         ("evaluate", ["evaluate.trt_engine=a.engine"], "TensorRT is not supported"),
         ("inference", ["inference.trt_engine=a.engine"], "TensorRT is not supported"),
-        ("train", ["num_gpus=2", "train.gpu_ids=[0,1,2]"], "2 ids"),
+        ("train", ["num_gpus=2", "train.gpu_ids=[0,1,2]"], "2 different ids"),
         ("train", ["train.optim.momentum=0"], "nesterov=false"),
         ("train", ["dataset.window_size=0"], "at least 1"),
         ("train", ["dataset.label_map={a: 0, b: 2}"], "each once"),

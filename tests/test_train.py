@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+from kinegraph import run_checkpoints
 from kinegraph.actions import train
 from kinegraph.errors import CheckpointError, KinegraphError, SpecError, StorageError, UserError
+from kinegraph.fit import _Trainer
 from kinegraph.models.checkpoint import read_checkpoint
 from small_runs import make_spec, write_clips, write_small_data
 
@@ -121,6 +123,79 @@ def test_other_data_in_the_same_folder_is_refused(data: Path) -> None:
     with pytest.raises(SpecError, match="train_dataset"):
         train(make_spec(data, num_epochs=2))
     assert (data / "results/train/experiment.yaml").read_text() == kept
+
+
+def test_pointers_and_rows_are_set_right_after_a_kill_between(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(make_spec(data, num_epochs=1))
+    folder = data / "results/train"
+    pointed = {name: os.readlink(folder / name) for name in ("pc_model_latest.pth", "pc_model_best.pth")}
+    spec = make_spec(data)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_checkpoints, "point_to", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_spec(data, results="other"))
+    train(spec)
+    for name, target in pointed.items():
+        (folder / name).unlink()
+        (folder / name).symlink_to(target)
+    (folder / ".model_epoch_009_step_00099.pth.1.tmp").write_bytes(b"torn")
+    train(spec)
+    assert os.readlink(folder / "pc_model_latest.pth") == FINAL
+    best = read_checkpoint(folder / FINAL).training["best"]
+    assert os.readlink(folder / "pc_model_best.pth") == best["file"]
+    assert not list(folder.glob(".*tmp"))
+    interrupted = data / "other/train"
+    assert not (interrupted / "pc_model_latest.pth").exists()
+    train(make_spec(data, results="other"))
+    with open(interrupted / "metrics.csv", newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
+    assert os.readlink(interrupted / "pc_model_latest.pth") == FINAL
+
+
+def stop(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_resume_in_the_middle_of_an_epoch_needs_the_same_batches(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = make_spec(data, num_epochs=1, checkpoint_interval_unit="step")
+    with monkeypatch.context() as patch:
+        patch.setattr(_Trainer, "_validate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(spec)
+    with pytest.raises(SpecError, match="batch_size"):
+        train({**spec, "dataset": {**spec["dataset"], "batch_size": 3}})
+    with pytest.raises(SpecError, match="number of processes"):
+        train({**spec, "train": {**spec["train"], "num_gpus": 2}})
+    train(spec)
+
+
+def test_optimizer_options_hold_on_resume(data: Path) -> None:
+    train(make_spec(data, num_epochs=1))
+    optim = {"lr": 0.01, "weight_decay": 0.5, "momentum": 0.1, "nesterov": False}
+    train(make_spec(data, num_epochs=2, optim=optim))
+    group = read_checkpoint(data / "results/train" / FINAL).training["optimizer"]["param_groups"][0]
+    assert {name: group[name] for name in ("weight_decay", "momentum", "nesterov")} == {
+        "weight_decay": 0.5,
+        "momentum": 0.1,
+        "nesterov": False,
+    }
+    with pytest.raises(SpecError, match="optimizer_type"):
+        train(make_spec(data, num_epochs=3, optim={"optimizer_type": "torch.optim.Adam"}))
+
+
+def test_resume_into_another_folder_brings_the_best_along(data: Path) -> None:
+    train(make_spec(data, num_epochs=2))
+    first = data / "results/train"
+    spec = make_spec(data, results="new", num_epochs=3, optim={"lr": 0.0})
+    spec["train"]["resume_training_checkpoint_path"] = str(first / "pc_model_latest.pth")
+    result = train(spec)
+    folder = data / "new/train"
+    best = json.loads((folder / "best.json").read_text())
+    assert (folder / best["file"]).is_file() and (folder / "pc_model_best.pth").exists()
+    assert all(Path(path).exists() for path in result.files.values())
+    again = train({**spec, "train": {**spec["train"], "num_epochs": 4}})
+    assert "is taken, not" in (folder / "log.txt").read_text()
+    assert again.metrics["best"]["file"] == best["file"]
 
 
 RUN_AND_DIE = textwrap.dedent(
@@ -228,6 +303,36 @@ def test_two_gloo_processes(data: Path) -> None:
     assert 0 <= result.metrics["val_acc"] <= 1
 
 
+def test_a_child_process_tells_its_error(data: Path) -> None:
+    train(make_spec(data, num_epochs=1))
+    spec = make_spec(data, results="tuned", num_gpus=2, num_epochs=1)
+    spec["model"] |= {
+        "graph_strategy": "uniform",
+        "pretrained_model_path": str(data / "results/train/pc_model_latest.pth"),
+    }
+    with pytest.raises(CheckpointError, match="strategy spatial"):
+        train(spec)
+
+
+def run_torchrun(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    torchrun = Path(sys.executable).with_name("torchrun")
+    command = [str(torchrun), "--standalone", "--nproc-per-node=2", "-m", "kinegraph", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, check=False)
+
+
+def test_torchrun_starts_the_processes(data: Path) -> None:
+    spec = data / "spec.yaml"
+    spec.write_text(json.dumps(make_spec(data, num_epochs=1, seed=-1)))
+    wrong = run_torchrun(["train", "-e", str(spec)], data)
+    assert wrong.returncode != 0 and "2 processes that torchrun or SLURM started" in wrong.stderr
+    assert not list((data / "results/train").glob("*.pth"))
+    done = run_torchrun(["train", "-e", str(spec), "num_gpus=2"], data)
+    assert done.returncode == 0, done.stderr
+    statuses = [line["status"] for line in read_status(data / "results/train")]
+    assert statuses[-3:] == ["STARTED", "RUNNING", "SUCCESS"] and statuses.count("SUCCESS") == 1
+    assert read_checkpoint(data / "results/train/pc_model_latest.pth").training["world_size"] == 2
+
+
 def test_no_gpu_means_one_process_and_a_notice(data: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
@@ -275,9 +380,10 @@ def test_optimizer_is_honoured(data: Path, name: str) -> None:
     assert training["optimizer"]["param_groups"][0]["lr"] == 0.001
 
 
-def test_diverging_training_stops_with_advice(data: Path) -> None:
-    with pytest.raises(KinegraphError, match="grad_clip"):
-        train(make_spec(data, num_epochs=4, optim={"lr": 1e30}))
+@pytest.mark.parametrize("clip", [{}, {"grad_clip": 1.0}])
+def test_diverging_training_stops_with_advice(data: Path, clip: dict[str, float]) -> None:
+    with pytest.raises(KinegraphError, match="finite loss"):
+        train(make_spec(data, num_epochs=4, optim={"lr": 1e30}, **clip))
     last = read_status(data / "results/train")[-1]
     assert last["status"] == "FAILURE"
 
@@ -317,6 +423,19 @@ def test_full_disk_is_a_clear_error(data: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.undo()
     train(make_spec(data, num_epochs=1))
     assert read_status(folder)[-1]["status"] == "SUCCESS"
+
+
+def test_interrupt_inside_a_library_is_still_an_interrupt(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(*_: Any) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        train(make_spec(data, num_epochs=1))
+    assert "interrupted" in read_status(data / "results/train")[-1]["message"]
 
 
 def test_interrupts_write_failure_lines(data: Path) -> None:

@@ -21,10 +21,12 @@ PARTS = ("train", "val", "test")
 TRAINING = {
     "train.num_epochs": 5,
     "train.optim.optimizer_type": "torch.optim.AdamW",
-    "train.optim.lr": 0.003,
+    "train.optim.lr": 0.0004,
+    "train.optim.min_lr": 0.00001,
     "train.optim.lr_scheduler": "Cosine",
     "train.optim.warmup_epochs": 1,
-    "model.dropout": 0.2,
+    "model.dropout": 0.0,
+    "dataset.batch_size": 8,
     "dataset.num_workers": 0,
     "dataset.label_map": {name: label for label, name in enumerate(CLASS_NAMES)},
 }
@@ -40,7 +42,7 @@ WITHOUT_EFFECT = (
 class DemoSize:
     """How many clips of each split are generated, and the seed of the generator."""
 
-    train: int = 432
+    train: int = 540
     val: int = 96
     test: int = 240
     seed: int = 1

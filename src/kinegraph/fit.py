@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -24,14 +23,16 @@ from torch.utils.data import DataLoader
 from kinegraph.data.dataset import Batch, ClipDataset, EpochBatchSampler, EvaluationShard, pass_batch
 from kinegraph.data.pipeline import InputPipeline
 from kinegraph.data.transforms import TrainingAugmentation
-from kinegraph.errors import KinegraphError, Problem
+from kinegraph.devices import apply_settings
+from kinegraph.errors import KinegraphError, Problem, UserError
 from kinegraph.models import build_model
 from kinegraph.models.checkpoint import Checkpoint, load_pretrained, read_checkpoint
 from kinegraph.optim import LearningRateSchedule, build_optimizer
 from kinegraph.run import Run, connect_log, find_encryption_key, format_duration, format_eta, redact, show_messages
-from kinegraph.run_checkpoints import BEST_NAME, LATEST_NAME, CheckpointKeeper
+from kinegraph.run_checkpoints import CheckpointKeeper
 from kinegraph.skeleton.layouts import Layout
 from kinegraph.spec import Spec
+from kinegraph.storage import write_json
 from kinegraph.train_log import TrainLog
 
 
@@ -49,6 +50,7 @@ class TrainingJob:
     seed: int
     fingerprint: dict[str, Any]
     resume_path: Path | None
+    failure_path: Path | None = None
 
 
 @dataclass
@@ -83,11 +85,30 @@ def fit(fabric: Fabric, job: TrainingJob) -> dict[str, Any]:
     """Train from the resume point, or the start, to the last epoch; the final metrics and files, on every rank."""
     job.run.writes = fabric.global_rank == 0
     connect_log(job.run)
-    if multiprocessing.parent_process() is not None:
+    is_child = multiprocessing.parent_process() is not None
+    if is_child:
         show_messages()
-    if fabric.world_size > 1 and fabric.device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // fabric.world_size))
-    return _Trainer(fabric, job).run_epochs()
+    apply_settings(job.run.spec.train.cudnn, fabric.world_size)
+    try:
+        _agree(fabric, job)
+        return _Trainer(fabric, job).run_epochs()
+    except KinegraphError as error:
+        if is_child and job.failure_path:
+            write_json(job.failure_path, {"kind": type(error).__name__, "problems": error.as_data()})
+        raise
+
+
+def _agree(fabric: Fabric, job: TrainingJob) -> None:
+    """All processes take the seed of the first, and must have found the same checkpoint to go on from."""
+    if fabric.world_size == 1:
+        return
+    job.seed = fabric.broadcast(job.seed)
+    found: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(found, job.resume_path.name if job.resume_path else None)
+    if len(set(found)) > 1:
+        got = ", ".join(f"process {rank} {name or 'none'}" for rank, name in enumerate(found))
+        hint = "Put results_dir on a disk that all machines share."
+        raise UserError(Problem("checkpoint to go on from", got, "the same one in every process", hint))
 
 
 class _Trainer:
@@ -120,11 +141,18 @@ class _Trainer:
             self.network.load_state_dict(resumed.state_dict)
         elif self.spec.model.pretrained_model_path:
             path = self.spec.model.pretrained_model_path
-            for message in load_pretrained(self.network, read_checkpoint(path, key), path):
+            given = read_checkpoint(path, key)
+            self.run.info(f"Weights start from {path}.")
+            for message in load_pretrained(self.network, given, path):
                 self.run.info(message)
 
     def _restore(self, training: dict[str, Any], optimizer: torch.optim.Optimizer) -> tuple[Position, Any]:
+        options = [
+            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+        ]
         optimizer.load_state_dict(training["optimizer"])
+        for group, given in zip(optimizer.param_groups, options, strict=True):
+            group.update(given)  # the spec's weight decay and momentum, which may have changed since
         self.schedule.load_state_dict(training["schedule"])
         totals = Totals(*training["totals"]) if self.run.writes else Totals()
         position = Position(training["epoch"], training["step"], training["global_step"], training["seconds"], totals)
@@ -164,17 +192,18 @@ class _Trainer:
             learning_rate = self._train_epoch()
             is_last = epoch == train.num_epochs - 1
             validates = is_last or (epoch + 1) % train.validation_interval == 0
-            losses = self._finish_epoch(epoch, validates)
+            losses = self._measure_epoch(validates)
             now_s = time.monotonic()
             left_s = (now_s - started_s) / (epoch + 1 - first_epoch) * (train.num_epochs - epoch - 1)
             steps = self.position.global_step - steps_before
+            # Before the checkpoint: a kill in between repeats the epoch, and the repetition replaces the row
             self._report(epoch, losses, learning_rate, now_s - epoch_started_s, steps, left_s)
+            self._finish_epoch(epoch, losses, validates)
         self._count_seconds()
         if self.log:
             self.log.close()
         return {
             "metrics": {**self.metrics, "best": self.keeper.best, "train_seconds": self.position.seconds},
-            "files": {"latest": str(self.run.folder / LATEST_NAME), "best": str(self.run.folder / BEST_NAME)},
         }
 
     def _train_epoch(self) -> float:
@@ -199,25 +228,27 @@ class _Trainer:
         clips = self.augment(batch.data, batch.index, self.position.epoch)
         logits = self.model(clips)
         loss = functional.cross_entropy(logits, batch.labels)
-        self.optimizer.zero_grad()
-        self.fabric.backward(loss)
-        if self.spec.train.grad_clip > 0:
-            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.spec.train.grad_clip)
-        self.optimizer.step()
         value = loss.item()
         if not math.isfinite(value):
             where = f"training, epoch {self.position.epoch}, step {self.position.global_step}"
             hint = "Lower train.optim.lr or set train.grad_clip, and look at the data with `kinegraph inspect`."
             raise KinegraphError(Problem(where, f"a loss of {value}", "a finite loss", hint))
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss)
+        if self.spec.train.grad_clip > 0:
+            limit = self.spec.train.grad_clip
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=limit, error_if_nonfinite=False)
+        self.optimizer.step()
         count = len(batch.labels)
         self.position.totals.add(value * count, (logits.argmax(1) == batch.labels).sum().item(), count)
 
-    def _finish_epoch(self, epoch: int, validates: bool) -> dict[str, float]:
-        """Validate and save as the intervals say, always at the last epoch; the metrics measured in this epoch."""
+    def _measure_epoch(self, validates: bool) -> dict[str, float]:
+        losses = self._reduce(self.position.totals).compute_means("train")
+        return losses | self._validate() if validates else losses
+
+    def _finish_epoch(self, epoch: int, losses: dict[str, float], validates: bool) -> None:
+        """Save as the interval says, and always the last epoch and the best one."""
         position, train = self.position, self.spec.train
-        losses = self._reduce(position.totals).compute_means("train")
-        if validates:
-            losses |= self._validate()
         self.schedule.finish_epoch(losses)
         self.metrics |= losses
         position.epoch, position.step, position.totals = epoch + 1, 0, Totals()
@@ -226,7 +257,6 @@ class _Trainer:
         is_best = validates and self.keeper.note_metrics(losses, epoch, position.global_step, on_interval)
         if on_interval or is_best:
             self._save(epoch)
-        return losses
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
@@ -286,6 +316,7 @@ class _Trainer:
                 "best": self.keeper.best,
                 "seed": job.seed,
                 "fingerprint": job.fingerprint,
+                "world_size": self.fabric.world_size,
             },
         )
 

@@ -158,13 +158,39 @@ def find_encryption_key(spec: Spec) -> str:
     return spec.encryption_key or os.environ.get(KEY_VARIABLE, "")
 
 
+@dataclass(frozen=True)
+class Launch:
+    """What torchrun or SLURM says about this process."""
+
+    rank: int
+    world_size: int
+    local_world_size: int
+
+    @property
+    def num_nodes(self) -> int:
+        return max(1, self.world_size // max(1, self.local_world_size))
+
+
+def find_launch() -> Launch | None:
+    """Who started this process: torchrun or srun; None without them (an interactive SLURM shell counts as none)."""
+    torchrun, slurm = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_ID")
+    try:
+        if all(name in os.environ for name in torchrun):
+            return Launch(*(int(os.environ[name]) for name in torchrun))
+        interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+        if all(name in os.environ for name in slurm) and not interactive:
+            world_size = int(os.environ["SLURM_NTASKS"])
+            num_nodes = int(os.environ.get("SLURM_NNODES", 1))
+            return Launch(int(os.environ["SLURM_PROCID"]), world_size, world_size // max(1, num_nodes))
+    except ValueError:
+        return None
+    return None
+
+
 def find_launched_rank() -> int:
     """The rank that torchrun or SLURM gave this process; 0 without them."""
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return int(os.environ["RANK"])
-    if "SLURM_PROCID" in os.environ and "SLURM_NTASKS" in os.environ and "SLURM_JOB_NAME" in os.environ:
-        return int(os.environ["SLURM_PROCID"]) if os.environ["SLURM_JOB_NAME"] != "bash" else 0
-    return 0
+    launch = find_launch()
+    return launch.rank if launch else 0
 
 
 @contextmanager
@@ -191,16 +217,25 @@ def open_run(action: str, folder: Path, spec: Spec, origins: dict[str, str]) -> 
 def _explain_failure(run: Run) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        explained = explain_os_error(error, error.filename or run.folder)
-        _write_failure(run, explained)
-        LOGGER.debug("traceback", exc_info=error)
-        raise explained from error
     except BaseException as error:
-        _write_failure(run, error)
+        explained = _find_cause(error, run)
+        _write_failure(run, explained)
+        if explained is not error:
+            LOGGER.debug("traceback", exc_info=error)
+            raise explained from error
         if isinstance(error, Exception) and not isinstance(error, KinegraphError):
             error.add_note(f"The traceback is in {run.folder / 'log.txt'}.")
         raise
+
+
+def _find_cause(error: BaseException, run: Run) -> BaseException:
+    """What to tell: an interrupt that a library made an error of its own, an OSError in our words, or the error."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, KeyboardInterrupt | Terminated):
+            return error if link is error else type(link)()
+        link = link.__context__
+    return explain_os_error(error, error.filename or run.folder) if isinstance(error, OSError) else error
 
 
 def _write_failure(run: Run, error: BaseException) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from kinegraph.errors import CheckpointError
 from kinegraph.models.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from kinegraph.run import Run
-from kinegraph.storage import point_to, write_json
+from kinegraph.storage import point_to, write_atomically, write_json
 
 LATEST_NAME = "pc_model_latest.pth"
 BEST_NAME = "pc_model_best.pth"
@@ -58,6 +58,44 @@ def is_better(metrics: dict[str, float], best: dict[str, Any] | None) -> bool:
     return best is None or (metrics["val_acc"], -metrics["val_loss"]) > (best["val_acc"], -best["val_loss"])
 
 
+def list_files(run: Run) -> dict[str, str]:
+    """The pointers of a training run that are there, by role."""
+    pointers = {"latest": run.folder / LATEST_NAME, "best": run.folder / BEST_NAME}
+    return {role: str(path) for role, path in pointers.items() if path.exists()}
+
+
+def repair_run(run: Run, path: Path, best: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Set right what a kill, or a resume from another folder, left: pointers, leftovers, the best checkpoint.
+
+    `path` is the checkpoint to go on from and `best` what it knows of the best one; gives back the best that holds.
+    """
+    for leftover in run.folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+    if path.parent.resolve() == run.folder.resolve():
+        point_to(run.folder / LATEST_NAME, path)
+    if best is None:
+        return None
+    own = run.folder / best["file"]
+    if not own.is_file():
+        other = path.parent / best["file"]
+        if not other.is_file():
+            run.warn(f"The best checkpoint so far, {other}, is not there: the best is looked for anew from here.")
+            return None
+        with write_atomically(own) as file:
+            file.write(other.read_bytes())
+    _point_to_best(run.folder, best)
+    return best
+
+
+def _point_to_best(folder: Path, best: dict[str, Any]) -> None:
+    point_to(folder / BEST_NAME, folder / best["file"])
+    shown = {name: value for name, value in best.items() if name not in ("on_interval", "replaces")}
+    write_json(folder / BEST_METRICS_NAME, shown)
+    if best["replaces"] and best["replaces"] != best["file"]:
+        with contextlib.suppress(OSError):
+            (folder / best["replaces"]).unlink(missing_ok=True)
+
+
 class CheckpointKeeper:
     """Saves checkpoints under their names, moves the pointers, and removes a best one that a better one replaces.
 
@@ -91,15 +129,5 @@ class CheckpointKeeper:
         write_checkpoint(path, make(), self.key)
         point_to(self.run.folder / LATEST_NAME, path)
         if self.best and self.best["file"] == path.name:
-            self._point_to_best(path)
+            _point_to_best(self.run.folder, self.best)
         return path
-
-    def _point_to_best(self, path: Path) -> None:
-        assert self.best is not None
-        point_to(self.run.folder / BEST_NAME, path)
-        shown = {name: value for name, value in self.best.items() if name not in ("on_interval", "replaces")}
-        write_json(self.run.folder / BEST_METRICS_NAME, shown)
-        replaced = self.best["replaces"]
-        if replaced and replaced != path.name:
-            with contextlib.suppress(OSError):
-                (self.run.folder / replaced).unlink(missing_ok=True)

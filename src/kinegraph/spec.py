@@ -37,6 +37,8 @@ def _check_layout_name(name: str) -> str:
     raise PydanticCustomError("choice", "a known layout", context)
 
 
+MAX_SEED = 2**63
+
 LayoutName = Annotated[str, AfterValidator(_check_layout_name)]
 
 
@@ -351,9 +353,15 @@ def _find_conflicts(spec: Spec, action: str) -> list[Problem]:
 def _find_training_conflicts(spec: Spec) -> list[Problem]:
     problems = []
     train = spec.train
-    if train.num_gpus > 1 and train.gpu_ids != [0] and len(train.gpu_ids) != train.num_gpus:
-        expected = f"{train.num_gpus} ids, as train.num_gpus"
-        problems.append(Problem("train.gpu_ids", repr(train.gpu_ids), expected))
+    ids = train.gpu_ids
+    if (ids != [0] and len(ids) != train.num_gpus) or len(set(ids)) != len(ids) or min(ids, default=0) < 0:
+        expected = f"{train.num_gpus} different ids of at least 0, as many as train.num_gpus"
+        problems.append(Problem("train.gpu_ids", repr(ids), expected))
+    if train.seed >= MAX_SEED:
+        problems.append(Problem("train.seed", str(train.seed), f"less than {MAX_SEED}"))
+    if spec.dataset.random_move and spec.model.input_channels < 2:
+        expected = "at least 2 channels: it moves x and y"
+        problems.append(Problem("dataset.random_move", f"true with {spec.model.input_channels} channel", expected))
     optim = train.optim
     if optim.optimizer_type == "torch.optim.SGD" and optim.nesterov and optim.momentum == 0:
         problems.append(

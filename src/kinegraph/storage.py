@@ -27,7 +27,7 @@ def explain_os_error(error: OSError, path: Path | str) -> StorageError:
     """The same error as one line that names the file and the next step."""
     reason = error.strerror or str(error)
     hint = "Free some space or choose another results_dir." if error.errno == errno.ENOSPC else "Choose another folder."
-    return StorageError(Problem(str(path), reason, "a file that can be written", hint))
+    return StorageError(Problem(str(path), reason, "a file that can be read and written", hint))
 
 
 def make_folder(path: Path) -> Path:

@@ -3,50 +3,58 @@
 from __future__ import annotations
 
 import functools
+import json
 import multiprocessing
-import os
 import secrets
-import warnings
-import zlib
-from dataclasses import asdict, replace
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from lightning_fabric import Fabric
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from kinegraph.data.arrays import open_array
 from kinegraph.data.checks import DatasetInfo, check_dataset, infer_classes
 from kinegraph.data.pipeline import InputPipeline
-from kinegraph.errors import CheckpointError, KinegraphError, Problem, SpecError, UserError
+from kinegraph.devices import build_fabric, choose_devices
+from kinegraph.errors import (
+    CheckpointError,
+    DataError,
+    KinegraphError,
+    Problem,
+    SpecError,
+    StorageError,
+    UserError,
+)
 from kinegraph.fit import TrainingJob, fit
-from kinegraph.models.checkpoint import Checkpoint, read_checkpoint
-from kinegraph.run import Result, Run, find_encryption_key
-from kinegraph.run_checkpoints import BEST_NAME, LATEST_NAME, find_latest
+from kinegraph.models.checkpoint import Checkpoint
+from kinegraph.resume import announce_resume, check_same_run, find_resume_point, make_fingerprint
+from kinegraph.run import LOGGER, Result, Run
+from kinegraph.run_checkpoints import list_files, repair_run
 from kinegraph.skeleton.layouts import Layout, get_layout
 from kinegraph.spec import Spec
-
-PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed"}
-MODEL_DIFFERENCES = ("model_type", "graph_layout", "graph_strategy", "input_channels", "edge_importance_weighting")
 
 
 def train(spec: Spec, run: Run) -> Result:
     """Train a classifier, or go on with the run in the folder. Raises UserError before the first step."""
     layout = get_layout(spec.model.graph_layout)
+    devices = choose_devices(spec, run)
     train_info, val_info, num_classes, label_map = _check_data(spec, run, layout)
     spec = _complete_spec(spec, num_classes, label_map)
     run.spec = spec
-    fingerprint = {"train": _fingerprint(train_info), "val": _fingerprint(val_info)}
-    resumed = _find_resume_point(spec, run)
+    fingerprint = {"train": make_fingerprint(train_info), "val": make_fingerprint(val_info)}
+    resumed = find_resume_point(spec, run)
+    seed = spec.train.seed
     if resumed:
-        _check_same_run(resumed[1], spec, layout, label_map, fingerprint, str(resumed[0]))
-        if resumed[1].training and resumed[1].training["epoch"] >= spec.train.num_epochs:
-            return _report_complete(resumed[1], spec, run)
-        _announce_resume(resumed, run)
-    elif spec.model.pretrained_model_path:
-        run.info(f"Weights start from {spec.model.pretrained_model_path}.")
-    seed = resumed[1].training["seed"] if resumed and resumed[1].training else spec.train.seed
-    seed = secrets.randbelow(2**31) if seed < 0 else seed
+        path, checkpoint = resumed
+        check_same_run(checkpoint, spec, layout, fingerprint, devices.world_size, str(path))
+        assert checkpoint.training is not None
+        seed = checkpoint.training["seed"]
+        if run.writes:
+            checkpoint.training["best"] = repair_run(run, path, checkpoint.training["best"])
+        if checkpoint.training["epoch"] >= spec.train.num_epochs:
+            return _report_complete(checkpoint, spec, run)
+        announce_resume(path, checkpoint, spec, run)
     assert train_info.labels is not None and val_info.labels is not None
     job = TrainingJob(
         run=run,
@@ -56,15 +64,14 @@ def train(spec: Spec, run: Run) -> Result:
         pipeline=InputPipeline(spec.model.input_channels, layout.num_joints),
         train_labels=train_info.labels.labels,
         val_labels=val_info.labels.labels,
-        seed=seed,
+        seed=secrets.randbelow(2**31) if seed < 0 else seed,
         fingerprint=fingerprint,
         resume_path=resumed[0] if resumed else None,
     )
-    fabric = _build_fabric(spec, run, job)
     run.write_experiment(spec)
     _notice_ineffective_options(spec, run)
-    outcome = _launch(fabric, job)
-    return Result(outcome["metrics"], outcome["files"])
+    outcome = _launch(build_fabric(spec, devices), job)
+    return Result(outcome["metrics"], list_files(run))
 
 
 def _check_data(spec: Spec, run: Run, layout: Layout) -> tuple[DatasetInfo, DatasetInfo, int, dict[str, int]]:
@@ -109,137 +116,40 @@ def _complete_spec(spec: Spec, num_classes: int, label_map: dict[str, int]) -> S
     return replace(spec, dataset=replace(spec.dataset, num_classes=num_classes, label_map=label_map))
 
 
-def _fingerprint(info: DatasetInfo) -> dict[str, Any]:
-    """Enough to notice other data: shape, labels, and the first, middle and last clip."""
-    array = open_array(info.data_path)
-    some = np.asarray(array[sorted({0, len(array) // 2, len(array) - 1})])
-    assert info.labels is not None
-    return {
-        "shape": list(info.shape),
-        "labels_crc32": zlib.crc32(info.labels.labels.tobytes()),
-        "clips_crc32": zlib.crc32(some.tobytes()),
-    }
-
-
-def _find_resume_point(spec: Spec, run: Run) -> tuple[Any, Checkpoint] | None:
-    key = find_encryption_key(spec)
-    path = spec.train.resume_training_checkpoint_path
-    if path:
-        checkpoint = read_checkpoint(path, key)
-        if not checkpoint.training:
-            hint = "Set model.pretrained_model_path to start a new training from these weights."
-            got = "a checkpoint without the state of a training"
-            raise CheckpointError(Problem(path, got, "one that `kinegraph train` wrote", hint))
-        return path, checkpoint
-    return find_latest(run, key)
-
-
-def _check_same_run(
-    checkpoint: Checkpoint,
-    spec: Spec,
-    layout: Layout,
-    label_map: dict[str, int],
-    fingerprint: dict[str, Any],
-    where: str,
-) -> None:
-    """Refuse to go on with another model, other data or other classes, naming every difference."""
-    training = checkpoint.training or {}
-    old, new = asdict(checkpoint.options), asdict(spec.model)
-    pairs = {f"model.{name}": (old[name], new[name]) for name in MODEL_DIFFERENCES}
-    pairs["layout"] = (checkpoint.layout.to_dict(), layout.to_dict())
-    pairs["classes"] = (checkpoint.label_map, label_map)
-    for part in ("train", "val"):
-        pairs[f"dataset.{part}_dataset"] = (training["fingerprint"][part], fingerprint[part])
-    if training["step"]:
-        before = checkpoint.spec["dataset"]["batch_size"], checkpoint.spec["train"]["num_gpus"]
-        pairs["batch size and processes, in the middle of an epoch"] = (
-            before,
-            (spec.dataset.batch_size, spec.train.num_gpus),
-        )
-    hint = "Choose another results_dir for a new run, or set these back to go on with this one."
-    problems = [
-        Problem(f"{name} (this run against {where})", _shorten(now), _shorten(then), hint)
-        for name, (then, now) in pairs.items()
-        if then != now
-    ]
-    if problems:
-        raise SpecError(*problems)
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 160 else text[:160] + "..."
-
-
-def _announce_resume(resumed: tuple[Any, Checkpoint], run: Run) -> None:
-    path, checkpoint = resumed
-    training = checkpoint.training or {}
-    place = f"epoch {training['epoch'] + 1}" + (f", step {training['step'] + 1}" if training["step"] else "")
-    run.info(f"Resuming from {path} at {place}. (For a new run choose another results_dir.)")
-
-
 def _report_complete(checkpoint: Checkpoint, spec: Spec, run: Run) -> Result:
     training = checkpoint.training or {}
     run.info(
         f"Already complete: {run.folder} holds {training['epoch']} of {spec.train.num_epochs} epochs. "
         "Raise train.num_epochs to train on, or choose another results_dir."
     )
-    files = {"latest": str(run.folder / LATEST_NAME), "best": str(run.folder / BEST_NAME)}
     metrics = {**checkpoint.metrics, "best": training["best"], "train_seconds": training["seconds"]}
-    return Result(metrics, files)
-
-
-def _build_fabric(spec: Spec, run: Run, job: TrainingJob) -> Fabric:
-    options = spec.train
-    torch.backends.cudnn.benchmark = options.cudnn.benchmark
-    torch.backends.cudnn.deterministic = options.cudnn.deterministic
-    if options.cudnn.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    num_gpus = torch.cuda.device_count()
-    if options.accelerator == "gpu" and num_gpus == 0:
-        raise SpecError(Problem("train.accelerator", "gpu, and no GPU was found", "cpu or auto"))
-    on_cpu = options.accelerator == "cpu" or num_gpus == 0
-    num_processes = options.num_gpus
-    if on_cpu and options.accelerator == "auto":
-        run.info("No GPU was found: training in one process on the CPU.")
-        num_processes = 1
-    launched = ("WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ) or "SLURM_PROCID" in os.environ
-    if options.num_nodes > 1 and not launched:
-        hint = (
-            f"Start it on each machine: torchrun --nnodes={options.num_nodes} --nproc-per-node={options.num_gpus} ..."
-        )
-        raise SpecError(Problem("train.num_nodes", str(options.num_nodes), "1, or a start by torchrun or SLURM", hint))
-    devices: Any = num_processes
-    if not on_cpu:
-        devices = options.gpu_ids if len(options.gpu_ids) == num_processes else list(range(num_processes))
-        if max(devices) >= num_gpus:
-            raise SpecError(Problem("train.gpu_ids", str(devices), f"ids from 0 to {num_gpus - 1}"))
-    distributed = num_processes * options.num_nodes > 1
-    strategy = "auto" if not distributed else "ddp" if launched else "ddp_spawn"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return Fabric(
-            accelerator="cpu" if on_cpu else "cuda",
-            devices=devices,
-            num_nodes=options.num_nodes,
-            strategy=strategy,
-            precision=PRECISIONS[options.precision],
-        )
+    return Result(metrics, list_files(run))
 
 
 def _launch(fabric: Fabric, job: TrainingJob) -> dict[str, Any]:
-    """Run `fit` in this process or in one for each device; a failure there becomes an error here."""
-    try:
-        # A partial, not an argument: Fabric walks through arguments and stops at frozen dataclasses
-        outcome: dict[str, Any] = fabric.launch(functools.partial(fit, job=job))
-        return outcome
-    except torch.multiprocessing.ProcessRaisedException as error:
-        last_line = str(error).strip().splitlines()[-1]
-        raise KinegraphError(Problem("a training process", last_line, "no failure", "See log.txt.")) from error
-    finally:
-        for child in multiprocessing.active_children():
-            child.terminate()
+    """Run `fit` in this process or in one for each device; an error there is raised here."""
+    with tempfile.TemporaryDirectory() as folder:
+        job.failure_path = Path(folder) / "failure.json"
+        try:
+            # A partial, not an argument: Fabric walks through arguments and stops at frozen dataclasses
+            outcome: dict[str, Any] = fabric.launch(functools.partial(fit, job=job))
+            return outcome
+        except (ProcessRaisedException, ProcessExitedException) as error:
+            LOGGER.debug("a training process failed", exc_info=error)
+            raise _explain_child(job.failure_path, error) from error
+        finally:
+            for child in multiprocessing.active_children():
+                child.terminate()
+
+
+def _explain_child(failure_path: Path, error: Exception) -> KinegraphError:
+    """The error that a child process wrote down, or else what is known of its end."""
+    if failure_path.is_file():
+        failure = json.loads(failure_path.read_text())
+        kinds = {kind.__name__: kind for kind in (UserError, SpecError, DataError, CheckpointError, StorageError)}
+        return kinds.get(failure["kind"], KinegraphError)(*(Problem(**problem) for problem in failure["problems"]))
+    last_line = str(error).strip().splitlines()[-1]
+    return KinegraphError(Problem("a training process", last_line, "no failure", "The traceback is in log.txt."))
 
 
 def _notice_ineffective_options(spec: Spec, run: Run) -> None:
