@@ -27,6 +27,11 @@ from kinegraph.skeleton.graph import STRATEGIES
 from kinegraph.skeleton.layouts import LAYOUTS, Layout
 from kinegraph.spec import ModelSpec
 
+TRAINING: dict[str, Any] = {
+    **{"epoch": 1, "step": 2, "global_step": 7, "seed": 4, "world_size": 1, "seconds": 1.5, "totals": [0.0, 0]},
+    **{"optimizer": {"state": {}}, "schedule": {"epoch": 1}, "best": None, "fingerprint": {"shape": [1]}},
+}
+
 
 def make_model(layout: str = "coco", num_classes: int = 3, **options: Any) -> torch.nn.Module:
     torch.manual_seed(0)
@@ -44,7 +49,7 @@ def make_checkpoint(layout: str = "coco", **options: Any) -> Checkpoint:
         pipeline={"version": 1},
         metrics={"val_acc": 0.5},
         spec={"train": {"num_epochs": 2}},
-        training={"epoch": 1, "global_step": 7},
+        training={**TRAINING},
     )
 
 
@@ -265,3 +270,156 @@ def test_foreign_graph_in_pieces_is_a_clear_error(tmp_path: Path) -> None:
     torch.save({"state_dict": weights}, tmp_path / "tao.pth")
     with pytest.raises(CheckpointError, match="hang together"):
         read_checkpoint(tmp_path / "tao.pth")
+
+
+def save_foreign(path: Path, **changes: torch.Tensor) -> Path:
+    torch.save({"state_dict": {**make_model().state_dict(), **changes}}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("tensor", "named"),
+    [
+        (torch.ones(1).expand(1, 20_000, 20_000), "larger than what the file holds"),
+        (torch.ones(17).as_strided((3, 17, 17), (0, 1, 0)), "larger than what the file holds"),
+        (torch.zeros(1, 1025, 1025), "1024 joints"),
+        (torch.zeros(17, 4, 4), "16 subsets"),
+        (torch.zeros(3, 4, 5), "shape"),
+        (torch.zeros(17), "shape"),
+        (torch.zeros(3, 0, 0), "shape"),
+        (torch.zeros(3, 17, 17).to_sparse(), "_rebuild_sparse_tensor"),
+    ],
+)
+def test_foreign_graph_out_of_range_is_refused(tmp_path: Path, tensor: torch.Tensor, named: str) -> None:
+    path = save_foreign(tmp_path / "tao.pth", A=tensor)
+    assert path.stat().st_size < 20_000_000
+    with pytest.raises(CheckpointError, match=named):
+        read_checkpoint(path)
+
+
+def test_one_storage_seen_many_times_is_refused(tmp_path: Path) -> None:
+    block = torch.zeros(1_000_000)
+    save_foreign(tmp_path / "tao.pth", **{f"x{number}": block[number:] for number in range(50)})
+    with pytest.raises(CheckpointError, match="larger than what the file holds"):
+        read_checkpoint(tmp_path / "tao.pth")
+
+
+class Calls:
+    """Pickled as a call."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.reduced = function, arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.reduced
+
+
+@pytest.mark.parametrize("archive", [True, False])
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        (Calls(bytearray, 3 * 10**9), "bytearray"),
+        (Calls(torch.FloatTensor, 10**9), "FloatTensor"),
+        (Calls(torch.UntypedStorage, 3 * 10**9), "UntypedStorage"),
+        (b"x", r"_codecs\.encode"),
+    ],
+)
+def test_calls_that_allocate_are_refused(tmp_path: Path, value: Any, named: str, archive: bool) -> None:
+    content = {"state_dict": make_model().state_dict(), "x": value}
+    torch.save(content, tmp_path / "tao.pth", _use_new_zipfile_serialization=archive)
+    with pytest.raises(CheckpointError, match=named):
+        read_checkpoint(tmp_path / "tao.pth")
+
+
+def test_long_or_copying_pickles_are_refused(tmp_path: Path) -> None:
+    for extra in ("x" * 5_000_000, [list(range(100_000)), [torch.Size((1,)) for _ in range(20_000)]]):
+        torch.save({"state_dict": make_model().state_dict(), "x": extra}, tmp_path / "tao.pth")
+        with pytest.raises(CheckpointError, match="its description"):
+            read_checkpoint(tmp_path / "tao.pth")
+
+
+def test_files_of_old_torch_are_read(tmp_path: Path) -> None:
+    model = make_model()
+    content = {"state_dict": model.state_dict(), "parameter": next(model.parameters())}
+    torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    read = read_checkpoint(tmp_path / "old.pth")
+    x = torch.randn(1, 3, 6, 17, 1)
+    with torch.no_grad():
+        assert torch.equal(build_from_checkpoint(read, "old.pth")(x), model(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_of_another_precision_become_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = make_model("nvidia")
+    weights = {
+        name: value.to(dtype) if value.is_floating_point() else value for name, value in model.state_dict().items()
+    }
+    torch.save({"state_dict": weights}, tmp_path / "tao.pth")
+    read = read_checkpoint(tmp_path / "tao.pth")
+    assert read.layout.name == "nvidia"
+    assert {value.dtype for value in read.state_dict.values()} == {torch.float32, torch.int64}
+    assert torch.equal(read.state_dict["A"], model.get_buffer("A"))
+    assert load_pretrained(make_model("nvidia"), read, "tao.pth") == []
+    x = torch.randn(1, 3, 6, 34, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(build_from_checkpoint(read, "tao.pth")(x), model(x), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["fcn.weight", "st_gcn_networks.0.gcn.conv.weight"])
+@pytest.mark.parametrize("shape", [(), (3,), (0, 256, 1, 1)])
+def test_foreign_weights_without_axes_are_named(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+        read_checkpoint(save_foreign(tmp_path / "tao.pth", **{name: torch.zeros(shape)}))
+
+
+def test_dense_foreign_graph_is_read(tmp_path: Path) -> None:
+    read = read_checkpoint(save_foreign(tmp_path / "tao.pth", A=torch.ones(1, 60, 60)))
+    assert len(read.layout.edges) == 60 * 59 // 2
+    assert read.layout.edges == tuple((i, j) for i in range(60) for j in range(i))
+
+
+def write_changed(path: Path, **changes: Any) -> Path:
+    write_checkpoint(path, make_checkpoint())
+    content = torch.load(path, weights_only=True)
+    content["kinegraph"].update(changes)
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"num_classes": value} for value in (2.0, True, "3", None, 0, -1, 10**12)),
+        *({"label_map": value} for value in ([1], {"a": 0}, {"a": 0, "b": 1, "c": 1}, {0: 0, 1: 1, 2: 2})),
+        {"label_map": {"a": 0.0, "b": 1.0, "c": 2.0}},
+        {"layout": LAYOUTS["nvidia"].to_dict()},
+        {"metrics": None},
+        {"spec": []},
+        {"pipeline": 3},
+        {"versions": "1"},
+        {"training": [1]},
+        {"training": {**TRAINING, "optimizer": None}},
+        *({"training": {name: value for name, value in TRAINING.items() if name != left_out}} for left_out in TRAINING),
+    ],
+)
+def test_damaged_description_is_a_clear_error(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="damaged description"):
+        read_checkpoint(write_changed(tmp_path / "model.pth", **changes))
+
+
+def test_format_version_of_any_type_is_a_clear_error(tmp_path: Path) -> None:
+    nested: Any = []
+    for _ in range(60):
+        nested = [nested, nested]
+    with pytest.raises(CheckpointError, match="format version"):
+        read_checkpoint(write_changed(tmp_path / "model.pth", format_version=nested))
+
+
+def test_options_larger_than_the_tensors_are_refused_before_building(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint()
+    checkpoint.num_classes = 10**12
+    with pytest.raises(CheckpointError, match=r"fcn\.weight"):
+        build_from_checkpoint(checkpoint, "model.pth")
+    path = write_changed(tmp_path / "model.pth", model={**vars(ModelSpec(graph_layout="coco")), "input_channels": 8})
+    with pytest.raises(CheckpointError, match=r"data_bn\.weight|conv\.weight"):
+        build_from_checkpoint(read_checkpoint(path), "model.pth")

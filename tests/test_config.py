@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -410,3 +411,71 @@ def test_template_shows_every_option_of_its_sections() -> None:
     assert "0..1" in text
     assert "one of fast, slow, 32" in text
     assert "at least 1" in text
+
+
+WRITTEN = ["1e5", "2026_11_22", "0x1F", "true", "No", "1.50", ".5", "-0", ".inf", "="]
+
+
+@pytest.mark.parametrize("text", WRITTEN)
+def test_text_options_take_a_scalar_as_it_is_written(tmp_path: Path, text: str) -> None:
+    assert load(None, f"secret={text}", f"name={text}").values.secret == text
+    assert load(None, f"name={text}").values.name == text
+    assert load(write(tmp_path, f"name: {text}\nneeded: a\nsecret: &x {text}\n")).values.secret == text
+    assert load(write(tmp_path, f"name: {text}")).values.name == text
+
+
+@dataclass(config=SPEC_CONFIG)
+class TextsSpec:
+    folder: str = option("", "a folder")
+    tags: list[str] = option([], "tags")
+    count: int = option(1, "a count")
+
+
+@dataclass(config=SPEC_CONFIG)
+class TwoTextsSpec:
+    names: dict[str, int] | None = option(None, "numbers by name")
+    first: TextsSpec = group(TextsSpec, "one")
+    second: TextsSpec = group(TextsSpec, "two")
+
+
+def test_text_in_groups_lists_and_names(tmp_path: Path) -> None:
+    first = "first: &a {folder: 2026_11_22, tags: [1e5, on], count: 0x1F}\n"
+    text = first + "second: {<<: *a, count: 1_0}\nnames: {yes: 1e0}"
+    values = load_spec(TwoTextsSpec, write(tmp_path, text), ["second={tags: [0x1F]}"]).values
+    assert values.first == TextsSpec("2026_11_22", ["1e5", "on"], 31)
+    assert values.second == TextsSpec("2026_11_22", ["0x1F"], 10)
+    assert values.names == {"yes": 1}
+
+
+def test_alias_of_a_number_as_text_stays_a_number_elsewhere(tmp_path: Path) -> None:
+    values = load(write(tmp_path, "name: &n 0x10\ncount: *n\n")).values
+    assert (values.name, values.count) == ("0x10", 16)
+
+
+@pytest.mark.parametrize("text", ["", "null", "~", "Null"])
+def test_null_as_text_is_not_set(tmp_path: Path, text: str) -> None:
+    assert load(None, f"name={text}").values.name == "plain"
+    assert load(write(tmp_path, f"name: {text}")).values.name == "plain"
+
+
+SECRET_FAULTS = [
+    *("*topsecret", "!topsecret x", "!!int topsecret", "!topsecret!x y", "%topsecret", "[topsecret"),
+    *("'topsecret", "&topsecret &topsecret x"),
+    *("{topsecret: 1, topsecret: 2}", "${topsecret}", "a ${topsecret}", "topsecret: 1: 2", "@topsecret"),
+]
+
+
+@pytest.mark.parametrize("value", SECRET_FAULTS)
+@pytest.mark.parametrize("key", ["secret", "secret.x", "secrte"])
+def test_errors_do_not_quote_a_secret(value: str, key: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load(None, f"{key}={value}")
+    if not (key == "secrte" and ("${" in value or "{topsecret:" in value)):
+        assert "topsecret" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("value", [value for value in SECRET_FAULTS if "topsecret: 1" not in value])
+def test_errors_of_files_do_not_quote_a_secret(tmp_path: Path, value: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load(write(tmp_path, f"count: 3\nsecret: {value}\n"))
+    assert "topsecret" not in "".join(traceback.format_exception(caught.value))

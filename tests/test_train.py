@@ -200,9 +200,10 @@ def test_resume_into_another_folder_brings_the_best_along(data: Path) -> None:
 
 RUN_AND_DIE = textwrap.dedent(
     """
-    import json, os, signal, sys
-    import torch
+    import contextlib, json, os, signal, sys
     from kinegraph import run_checkpoints
+    from kinegraph.models import checkpoint
+    from kinegraph.storage import write_atomically
     from kinegraph.actions import train
     from kinegraph.fit import _Trainer
 
@@ -218,23 +219,30 @@ RUN_AND_DIE = textwrap.dedent(
             return original(*arguments, **options)
         return call
 
-    def die_halfway(original):
-        def save(content, file):
+    class HalfFile:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, content):
             global calls
             calls += 1
             if calls == count:
-                file.write(b"half a checkpoint" * 1000)
-                file.flush()
+                self.file.write(bytes(content)[: len(content) // 2])
+                self.file.flush()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return original(content, file)
-        return save
+            self.file.write(content)
+
+    @contextlib.contextmanager
+    def write_half(path):
+        with write_atomically(path) as file:
+            yield HalfFile(file)
 
     if moment == "step":
         _Trainer._train_step = die_at(_Trainer._train_step)
     elif moment == "pointer":
         run_checkpoints.point_to = die_at(run_checkpoints.point_to)
     elif moment == "write":
-        torch.save = die_halfway(torch.save)
+        checkpoint.write_atomically = write_half
     elif moment == "validation":
         _Trainer._validate = die_at(_Trainer._validate)
     train(spec)

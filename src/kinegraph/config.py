@@ -145,11 +145,13 @@ def load_spec(
     Raises SpecError with all problems at once: unknown keys, wrong types, values out of range, bad choices.
     """
     name = str(source) if isinstance(source, str | Path) else "spec"
-    given = read_source(source)
-    changes = parse_overrides(overrides, shorthands or {})
+    entries = list(list_options(spec_class))
+    secrets = [entry.key for entry in entries if entry.extra.get("secret")]
+    texts = {_find_text_key(entry) for entry in entries}
+    given = read_source(source, texts)
+    changes = parse_overrides(overrides, shorthands or {}, texts, secrets)
     origins = {key: "file" for key in list_keys(given)} | {key: "override" for key in list_keys(changes)}
     merged = merge(merge(asdict(spec_class()), given), changes)  # type: ignore[call-overload]
-    secrets = [entry.key for entry in list_options(spec_class) if entry.extra.get("secret")]
     references = References(merged, secrets)
     values = references.resolve()
     places = {key: "override" if origin == "override" else name for key, origin in origins.items()}
@@ -163,6 +165,14 @@ def load_spec(
         raise SpecError(*problems)
     origins = {key: origin for key, origin in origins.items() if key not in missing and _is_there(values, key)}
     return LoadedSpec(checked, origins, frozenset(missing))
+
+
+def _find_text_key(entry: Option) -> str:
+    """The key of an option that is text, key.* for a list of text or a mapping by names, or ''."""
+    kinds = [kind for kind in (entry.type, *get_args(entry.type)) if get_origin(kind) in (list, dict)]
+    if kinds and get_args(kinds[0])[0] is str:
+        return f"{entry.key}.*"
+    return entry.key if entry.type is str else ""
 
 
 def _is_there(values: Any, key: str) -> bool:

@@ -18,6 +18,7 @@ import yaml
 from kinegraph.errors import Problem, SpecError
 
 MANDATORY = "???"
+HINT_QUOTES = "Write it in quotes, and those in quotes for the shell: 'key=\"value\"'."
 MAX_FILE_BYTES = 1_000_000
 MAX_NODES = 100_000
 MAX_TEXT = 10_000
@@ -41,8 +42,12 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", INTEGER, list("-+0123456789"))
 
 
-def read_source(source: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
-    """The options of a YAML file or a mapping as plain data. Raises SpecError."""
+def read_source(source: str | Path | Mapping[str, Any] | None, texts: Collection[str] = ()) -> dict[str, Any]:
+    """The options of a YAML file or a mapping as plain data. Raises SpecError.
+
+    `texts` are the dotted keys of options that are text, and key.* for lists of text and mappings by names: such
+    values stay as they are written.
+    """
     if source is None:
         return {}
     if isinstance(source, Mapping):
@@ -57,7 +62,7 @@ def read_source(source: str | Path | Mapping[str, Any] | None) -> dict[str, Any]
     if len(text) > MAX_FILE_BYTES:
         raise SpecError(Problem(str(source), "a file of over 1 MB", "a spec file of at most 1 MB"))
     try:
-        content = _parse_yaml(text)
+        content = _parse_yaml(text, texts)
     except _UnreadableError as error:
         raise SpecError(Problem(str(source), str(error), "a YAML spec")) from error
     if content is None:
@@ -71,7 +76,8 @@ class _UnreadableError(Exception):
     """Why a text is not plain YAML, without quoting it: there may be a key in it."""
 
 
-def _parse_yaml(text: bytes | str) -> Any:
+def _parse_yaml(text: bytes | str, texts: Collection[str] = (), key: str = "") -> Any:
+    """`key`: the dotted key that the text is the value of."""
     try:
         loader = _Loader(text)
         try:
@@ -79,17 +85,51 @@ def _parse_yaml(text: bytes | str) -> Any:
             if root is None:
                 return None
             _check_nodes(root)
+            root = _keep_text(root, key, texts, loader)
             return loader.construct_document(root)
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         place = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise _UnreadableError(f"{place}{error.problem or error.context}") from error
-    except RecursionError as error:
-        raise _UnreadableError("values nested too deeply") from error
+        raise _UnreadableError(place + _name_fault(error)) from None
+    except RecursionError:
+        raise _UnreadableError("values nested too deeply") from None
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = f" ({error.reason})" if isinstance(error, yaml.reader.ReaderError | UnicodeDecodeError) else ""
-        raise _UnreadableError(f"text that is not YAML{reason}") from error
+        raise _UnreadableError(f"text that is not YAML{reason}") from None
+
+
+def _name_fault(error: yaml.MarkedYAMLError) -> str:
+    """In fixed words: the error's own quote the text."""
+    if isinstance(error, yaml.composer.ComposerError):
+        several = error.context == "expected a single document in the stream"
+        return "another document" if several else "an alias (*) without its anchor (&), or an anchor given twice"
+    if isinstance(error, yaml.constructor.ConstructorError):
+        return "a value without a constructor: an unknown tag (!), or a key that is a list or mapping (unhashable)"
+    return "text that is not YAML (see to brackets, quotes, colons, indentation and signs such as * ! & % @)"
+
+
+def _keep_text(node: yaml.Node, key: str, texts: Collection[str], loader: _Loader) -> yaml.Node:
+    """Plain scalars that YAML takes for a number or a truth value become text again where an option is text.
+
+    `texts` holds key.* for the items of a list and the names in a mapping. Null stays null: not set.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        implied = loader.resolve(yaml.ScalarNode, node.value, (True, False))
+        is_kept = key in texts and node.tag == implied and not node.tag.endswith((":null", ":str"))
+        return yaml.ScalarNode("tag:yaml.org,2002:str", node.value, node.start_mark) if is_kept else node
+    if isinstance(node, yaml.SequenceNode):
+        node.value = [_keep_text(child, f"{key}.*", texts, loader) for child in node.value]
+    elif isinstance(node, yaml.MappingNode) and f"{key}.*" in texts:
+        node.value = [(_keep_text(name, f"{key}.*", texts, loader), child) for name, child in node.value]
+    elif isinstance(node, yaml.MappingNode):
+        pairs = []
+        for name, child in node.value:
+            is_merge = name.tag == "tag:yaml.org,2002:merge"
+            path = key if is_merge else f"{key}.{name.value}".removeprefix(".")
+            pairs.append((name, _keep_text(child, path, texts, loader)))
+        node.value = pairs
+    return node
 
 
 def _check_nodes(root: yaml.Node) -> None:
@@ -127,8 +167,16 @@ def _copy_plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def parse_overrides(overrides: Sequence[str], shorthands: Mapping[str, str]) -> dict[str, Any]:
-    """`key=value` texts, values in YAML, as nested data; a later one wins. Raises SpecError with all problems."""
+def parse_overrides(
+    overrides: Sequence[str],
+    shorthands: Mapping[str, str],
+    texts: Collection[str] = (),
+    secrets: Collection[str] = (),
+) -> dict[str, Any]:
+    """`key=value` texts, values in YAML, as nested data; a later one wins. Raises SpecError with all problems.
+
+    `texts` as in `read_source`; nothing of the values of `secrets` is told.
+    """
     tree: dict[str, Any] = {}
     problems = []
     for text in overrides:
@@ -142,12 +190,17 @@ def parse_overrides(overrides: Sequence[str], shorthands: Mapping[str, str]) -> 
             problems.append(Problem(where, "no value" if key else "no key", expected, hint))
             continue
         try:
-            _put(tree, key.split("."), _parse_yaml(value))
+            _put(tree, key.split("."), _parse_yaml(value, texts, key))
         except _UnreadableError as error:
-            problems.append(Problem(f"override: {key}", str(error), "a YAML value", "Quote it for the shell."))
+            got = "text that is not YAML" if _is_secret(key, secrets) else str(error)
+            problems.append(Problem(f"override: {key}", got, "a YAML value", HINT_QUOTES))
     if problems:
         raise SpecError(*problems)
     return tree
+
+
+def _is_secret(key: str, secrets: Collection[str]) -> bool:
+    return any(f"{key}.".startswith(f"{secret}.") for secret in secrets)
 
 
 def _put(tree: dict[str, Any], parts: list[str], value: Any) -> None:
@@ -258,5 +311,7 @@ class References:
         return self._resolve_at(target, node)
 
     def _refuse(self, path: tuple[Any, ...], got: str, expected: str, hint: str = "") -> tuple[Any, int]:
-        self.problems.append((".".join(map(str, path)), got, expected, hint))
+        key = ".".join(map(str, path))
+        got = "a reference that cannot be followed" if _is_secret(key, self.secrets) else got
+        self.problems.append((key, got, expected, hint))
         return None, 1

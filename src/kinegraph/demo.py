@@ -21,11 +21,10 @@ PARTS = ("train", "val", "test")
 TRAINING = {
     "train.num_epochs": 5,
     "train.optim.optimizer_type": "torch.optim.AdamW",
-    "train.optim.lr": 0.0004,
-    "train.optim.min_lr": 0.00001,
+    "train.optim.lr": 0.002,
     "train.optim.lr_scheduler": "Cosine",
     "train.optim.warmup_epochs": 1,
-    "model.dropout": 0.0,
+    "model.dropout": 0.2,
     "dataset.batch_size": 8,
     "dataset.num_workers": 0,
     "dataset.label_map": {name: label for label, name in enumerate(CLASS_NAMES)},

@@ -100,6 +100,7 @@ def _check_data(spec: Spec, run: Run, layout: Layout) -> tuple[DatasetInfo, Data
             data.val_dataset.label_path,
             num_classes=num_classes,
             label_map=label_map,
+            classes_from="" if data.label_map else "the training labels",
             **options,
         )
     except UserError as error:

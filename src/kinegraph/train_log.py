@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
+import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kinegraph.run import Run, redact
+from kinegraph.run import Run, find_encryption_key, redact
 from kinegraph.spec import WandbSpec
 from kinegraph.storage import write_atomically
 
@@ -23,7 +25,7 @@ class TrainLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = run.folder / "metrics.csv"
-        self.rows = [row for row in _read_rows(self.path) if int(row["epoch"]) < first_epoch]
+        self.rows = _read_rows(self.path, first_epoch)
         self.tensorboard = SummaryWriter(str(run.folder / "tensorboard"), purge_step=first_epoch)
         self.wandb = _open_wandb(run)
         self.run = run
@@ -50,14 +52,30 @@ class TrainLog:
         """Finish the trackers."""
         self.tensorboard.close()
         if self.wandb is not None:
-            self.wandb.finish()
+            try:
+                self.wandb.finish()
+            except Exception as error:  # a tracker must never fail a run
+                self.run.warn(f"Weights & Biases did not finish: {type(error).__name__}: {error}")
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def _read_rows(path: Path, first_epoch: int) -> list[dict[str, Any]]:
+    """The whole rows of the epochs before `first_epoch`; a row that something damaged is dropped."""
+    rows: list[dict[str, Any]] = []
     if not path.is_file():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return rows
+    # After a csv.Error, what follows cannot be told apart into rows
+    with open(path, newline="", encoding="utf-8", errors="replace") as file, suppress(csv.Error):
+        rows.extend(row for row in csv.DictReader(file) if _is_whole(row))
+    return [row for row in rows if int(row["epoch"]) < first_epoch]
+
+
+def _is_whole(row: dict[Any, Any]) -> bool:
+    try:
+        int(row["epoch"])
+        [float(row[name] or 0) for name in COLUMNS]
+    except (KeyError, TypeError, ValueError):
+        return False
+    return len(row) == len(COLUMNS) and None not in row.values()
 
 
 def _open_wandb(run: Run) -> Any:
@@ -68,9 +86,13 @@ def _open_wandb(run: Run) -> Any:
     if missing:
         run.info(f"Weights & Biases is off: {missing}. (wandb.enable=false silences this line.)")
         return None
-    import wandb
-
+    if _is_key_on_command_line(find_encryption_key(run.spec)):
+        hint = "Give the key in KINEGRAPH_ENCRYPTION_KEY."
+        run.warn(f"Weights & Biases is off: it stores the command line, and the encryption key is on it. {hint}")
+        return None
     try:
+        import wandb
+
         return wandb.init(dir=str(run.folder), config=redact(run.spec), **_translate_wandb(options))
     except Exception as error:  # a tracker must never fail a run
         run.warn(f"Weights & Biases is off: {type(error).__name__}: {error}")
@@ -80,9 +102,26 @@ def _open_wandb(run: Run) -> Any:
 def _find_missing_for_wandb() -> str:
     if importlib.util.find_spec("wandb") is None:
         return "wandb is not installed"
-    if not os.environ.get("WANDB_API_KEY") and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
-        return "WANDB_API_KEY is not set (or set WANDB_MODE=offline)"
-    return ""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in ("offline", "disabled") or _has_login():
+        return ""
+    return "there is no key of it (`wandb login` or WANDB_API_KEY; or set WANDB_MODE=offline)"
+
+
+def _has_login() -> bool:
+    """Whether `wandb login` left a key. Asked of wandb itself, which looks it up without asking the user."""
+    try:
+        import wandb
+
+        return bool(wandb.api.api_key)
+    except Exception:  # another version, or a damaged installation: then the variable has to be set
+        return False
+
+
+def _is_key_on_command_line(key: str) -> bool:
+    """Also where it is written with quotes or escapes, so that its text differs."""
+    if not key:
+        return False
+    return any(key in text or text.strip().startswith("encryption_key") for text in sys.argv[1:])
 
 
 def _translate_wandb(options: WandbSpec) -> dict[str, Any]:

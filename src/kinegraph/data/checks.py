@@ -36,9 +36,11 @@ def check_dataset(
     num_channels: int | None = None,
     num_classes: int | None = None,
     label_map: Mapping[str, int] | None = None,
+    classes_from: str = "",
 ) -> DatasetInfo:
     """Check a .npy file (N, C, T, V, M) and its label file; what is None is not checked.
 
+    `classes_from` names where the classes come from, for the messages, where that is no option of the spec.
     One DataError holds every problem of both files: shape, joints, channels, labels, NaN and infinity. Clips
     that hold nothing but zeros are only a warning in the result. Reads the array once, in blocks, with flat
     memory.
@@ -55,7 +57,7 @@ def check_dataset(
         problems += check_label_map(label_map, num_classes)
         num_classes = len(label_map) if num_classes is None else num_classes
     if labels is not None:
-        problems += _check_labels(labels, num_classes, label_map, str(label_path))
+        problems += _check_labels(labels, num_classes, label_map, str(label_path), classes_from)
     array = None
     try:
         array = open_array(data_path)
@@ -109,14 +111,18 @@ def check_label_map(label_map: Mapping[str, int], num_classes: int | None) -> li
 
 
 def _check_labels(
-    labels: Labels, num_classes: int | None, label_map: Mapping[str, int] | None, where: str
+    labels: Labels,
+    num_classes: int | None,
+    label_map: Mapping[str, int] | None,
+    where: str,
+    classes_from: str = "",
 ) -> list[Problem]:
     outside = labels.labels < 0
     expected = "0 or more"
     if num_classes is not None:
         outside |= labels.labels >= num_classes
-        source = "dataset.num_classes" if label_map is None else "dataset.label_map"
-        expected = f"labels from 0 to {num_classes - 1} ({source} has {num_classes} classes)"
+        source = classes_from or ("dataset.num_classes" if label_map is None else "dataset.label_map")
+        expected = f"labels from 0 to {num_classes - 1} ({num_classes} classes, from {source})"
     places = np.flatnonzero(outside)
     if not len(places):
         return []
