@@ -41,7 +41,7 @@ WITHOUT_EFFECT = (
 class DemoSize:
     """How many clips of each split are generated, and the seed of the generator."""
 
-    train: int = 540
+    train: int = 432
     val: int = 96
     test: int = 240
     seed: int = 1
