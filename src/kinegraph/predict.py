@@ -200,7 +200,7 @@ def _choose_device(path: Path, run: Run, options: EvaluateSpec | InferenceSpec, 
 
         num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if num_gpus == 0:
-        if any(run.is_set(f"{action}.{key}") for key in ("num_gpus", "gpu_ids")):
+        if (options.num_gpus, options.gpu_ids) != (1, [0]):
             run.info(f"{action} of {path.name} runs on the CPU: num_gpus and gpu_ids have no effect.")
         return "cpu"
     gpu_id = options.gpu_ids[0] if options.gpu_ids else 0

@@ -14,6 +14,7 @@ from typing import Any
 from lightning_fabric import Fabric
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from kinegraph.config import get_value
 from kinegraph.data.checks import DatasetInfo, check_dataset, infer_classes
 from kinegraph.data.pipeline import InputPipeline
 from kinegraph.devices import build_fabric, choose_devices
@@ -167,7 +168,7 @@ def _notice_ineffective_options(spec: Spec, run: Run) -> None:
         "dataset.random_choose": (data.random_choose and data.window_size < 1, "it needs a window_size"),
     }
     for key, (idle, reason) in without_effect.items():
-        if idle and run.origins.get(key) == "override":
+        # A template states every option; only a value that somebody chose is worth a word
+        chosen = run.origins.get(key) == "override" or get_value(spec, key) != get_value(Spec(), key)
+        if idle and chosen:
             run.warn(f"{key} has no effect here: {reason}.")
-        elif idle and run.is_set(key):
-            run.info(f"{key} has no effect here: {reason}.")
