@@ -17,7 +17,7 @@ import yaml
 from kinegraph.actions import inference
 from kinegraph.data.pipeline import InputPipeline
 from kinegraph.errors import DataError, SpecError, StorageError
-from kinegraph.predict import check_agreement, defuse, find_batch_size, infer, predict_file, rank_classes
+from kinegraph.predict import check_agreement, defuse, find_batch_size, predict_file, rank_classes
 from kinegraph.runtime import ModelDescription, load
 from kinegraph.skeleton.layouts import LAYOUTS
 from kinegraph.spec import Spec
@@ -197,11 +197,14 @@ def test_several_gpus_and_machines_are_a_notice(data: Path, caplog: pytest.LogCa
     assert "runs on the CPU" in caplog.text
 
 
-def test_only_the_first_process_works(data: Path) -> None:
-    run = make_run(data.parent / "run", "inference", make_spec(data, find_model()))
-    run.writes = False
-    assert infer(run.spec, run).files == {}
-    assert list(run.folder.iterdir()) == []
+def test_only_the_first_process_works(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    spec = make_spec(data, find_model())
+    assert inference(spec).files == {}
+    assert not Path(spec["results_dir"]).exists()
+    monkeypatch.setenv("RANK", "0")
+    assert Path(inference(spec).files["results"]).is_file()
 
 
 @pytest.mark.parametrize("name", ["results.txt", "results.csv", "results.json"])

@@ -381,9 +381,19 @@ def test_fine_tuning_with_another_number_of_classes(data: Path) -> None:
     train(spec)
     log = (data / "tuned/train/log.txt").read_text()
     assert "3 classes and this model has 4" in log
+    assert "was trained for other classes" not in log
     before, after = read_weights(pretrained), read_weights(data / "tuned/train/pc_model_latest.pth")
     assert after["fcn.weight"].shape[0] == 4
     assert torch.equal(before["st_gcn_networks.3.gcn.conv.weight"], after["st_gcn_networks.3.gcn.conv.weight"])
+
+
+def test_fine_tuning_on_as_many_other_classes_says_so(data: Path) -> None:
+    train(make_spec(data, num_epochs=1))
+    spec = make_spec(data, results="tuned", num_epochs=1)
+    spec["model"]["pretrained_model_path"] = str(data / "results/train/pc_model_latest.pth")
+    spec["dataset"]["label_map"] = {"a": 0, "b": 1, "c": 2}
+    train(spec)
+    assert "was trained for other classes (class_0" in (data / "tuned/train/log.txt").read_text()
 
 
 @pytest.mark.parametrize("name", ["Adam", "Adamax", "AdamW"])

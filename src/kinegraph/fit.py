@@ -145,6 +145,8 @@ class _Trainer:
             self.run.info(f"Weights start from {path}.")
             for message in load_pretrained(self.network, given, path):
                 self.run.info(message)
+            if given.num_classes == self.job.num_classes and given.label_map not in (None, self.job.label_map):
+                self.run.warn(f"The head of {path} was trained for other classes ({', '.join(given.class_names)}).")
 
     def _restore(self, training: dict[str, Any], optimizer: torch.optim.Optimizer) -> tuple[Position, Any]:
         options = [
