@@ -193,8 +193,9 @@ def main() -> None:
         "limits": (
             f"End to end, {median['our_read']} s of our {median['our_end_to_end']} s are reading the JSON (parsing "
             "included) and most of the rest is writing the windows twice. Python's own json takes "
-            f"{median['plain_parse']} s of the plain side. From parsed JSON, about three quarters of our time are taking "
-            "29 million numbers out of Python lists (struct.pack; numpy.fromiter and array.fromlist are no faster)."
+            f"{median['plain_parse']} s of the plain side. From parsed JSON, about three quarters of our time "
+            "are taking 29 million numbers out of Python lists (struct.pack; numpy.fromiter and array.fromlist are "
+            "no faster)."
         ),
         "median_seconds": {key: value for key, value in median.items() if not key.startswith("ratio")},
         "repetitions": [{key: round(value, 4) for key, value in row.items()} for row in repetitions],
