@@ -144,8 +144,11 @@ def test_all_problems_are_told_each_on_a_line(ask: Callable[..., Answer], tmp_pa
     answer = ask("train", "-e", path, "dataset.batch_size=0")
     lines = answer.err.splitlines()
     assert answer.code == 2
-    assert len(lines) == 4
-    for text in ("train.num_epoch", "train.seed", "model.dropout", "override: dataset.batch_size"):
+    missing = ["results_dir"]
+    missing += [f"dataset.{part}_dataset.{kind}_path" for part in ("train", "val") for kind in ("data", "label")]
+    wrong = ["train.num_epoch", "train.seed", "model.dropout", "override: dataset.batch_size"]
+    assert len(lines) == len(missing) + len(wrong)
+    for text in (*wrong, *missing):
         assert any(text in line for line in lines)
 
 
@@ -155,7 +158,7 @@ def test_problems_as_json(ask: Callable[..., Answer]) -> None:
     assert answer.err == ""
     assert answer.data["status"] == "error"
     assert answer.data["exit_code"] == 2
-    assert [set(problem) for problem in answer.data["problems"]] == [{"where", "got", "expected", "hint"}] * 2
+    assert [set(problem) for problem in answer.data["problems"]] == [{"where", "got", "expected", "hint"}] * 7
     problems = {problem["where"]: problem for problem in answer.data["problems"]}
     assert problems["override: train.num_epochs"]["got"] == "0"
     assert problems["override: train.num_epochs"]["expected"] == "at least 1"

@@ -454,3 +454,29 @@ def test_every_option_is_read_somewhere() -> None:
     read = find_read_names() | own_checks
     unread = [key for key in OPTIONS if key.split(".")[-1] not in read and key not in used_whole]
     assert not unread
+
+
+def test_all_kinds_of_mistakes_come_together(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        "modle: {a: 1}\n"
+        "train: {num_epoch: 3, optim: {lr: -1, lr_scheduler: MultiSteps}, checkpoint_interval: many}\n"
+        "dataset: {train_dataset: {data_path: /not/there.npy}, batch_size: [1]}\n"
+    )
+    with pytest.raises(SpecError) as caught:
+        read_spec(spec, ["train.seed=x"], "train")
+    text = str(caught.value)
+    expected = [
+        "modle: got the unknown key",
+        "train.num_epoch: got the unknown key",
+        "train.optim.lr: got -1",
+        "Did you mean 'MultiStep'?",
+        "train.checkpoint_interval: got 'many'",
+        "dataset.batch_size: got",
+        "override: train.seed: got 'x'",
+        "'/not/there.npy', which does not exist",
+        "dataset.train_dataset.label_path: got nothing",
+        "dataset.val_dataset.data_path: got nothing",
+        "results_dir: got nothing",
+    ]
+    assert [words for words in expected if words not in text] == []

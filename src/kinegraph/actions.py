@@ -13,7 +13,7 @@ from typing import Any
 
 from kinegraph.errors import look_up
 from kinegraph.run import Result, Run, find_launched_rank, open_run
-from kinegraph.spec import Spec, check_spec, find_results_dir, read_spec
+from kinegraph.spec import Spec, find_results_dir, read_spec
 
 ACTIONS: dict[str, str] = {
     "dataset_convert": "kinegraph.data.convert:convert_dataset",
@@ -35,10 +35,9 @@ def run_action(name: str, source: SpecSource = None, overrides: Sequence[str] = 
     Raises UserError for what the user can mend, KinegraphError for what failed.
     """
     target = look_up(ACTIONS, name, "action")
-    loaded = read_spec(source, list(overrides))
-    check_spec(loaded, name)
+    loaded = read_spec(source, list(overrides), name)
     folder = find_results_dir(loaded.values, name)
-    assert folder is not None, "check_spec demands a results folder"
+    assert folder is not None, "read_spec demands a results folder"
     module, _, function = target.partition(":")
     action: Callable[[Spec, Run], Result] = getattr(importlib.import_module(module), function)
     if name not in DISTRIBUTED and find_launched_rank() > 0:

@@ -136,13 +136,11 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     from kinegraph.config import find_changes
-    from kinegraph.spec import check_spec, read_spec
+    from kinegraph.spec import read_spec
 
     if action is not None:
         _check_action(action)
-    loaded = read_spec(spec, overrides or [])
-    if action is not None:
-        check_spec(loaded, action)
+    loaded = read_spec(spec, overrides or [], action)
     changes = find_changes(loaded)
     if as_json:
         values = {key: {"value": value, "origin": loaded.origins.get(key, "default")} for key, value in changes.items()}

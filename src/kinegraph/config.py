@@ -157,14 +157,35 @@ def load_spec(
     places = {key: "override" if origin == "override" else name for key, origin in origins.items()}
     problems = [Problem(f"{places.get(key, name)}: {key}", *rest) for key, *rest in references.problems]
     missing: set[str] = set()
+    prepared = _prepare(values, spec_class, missing)
     try:
-        checked = TypeAdapter(spec_class).validate_python(_prepare(values, spec_class, missing))
+        checked = TypeAdapter(spec_class).validate_python(prepared)
     except ValidationError as error:
         problems += [_explain(item, spec_class, places, secrets) for item in error.errors()]
+        refused = SpecError(*problems)
+        refused.partial = _load_rest(spec_class, prepared, error, origins, missing)
+        raise refused from None
     if problems:
         raise SpecError(*problems)
     origins = {key: origin for key, origin in origins.items() if key not in missing and _is_there(values, key)}
     return LoadedSpec(checked, origins, frozenset(missing))
+
+
+def _load_rest(
+    spec_class: type[SpecType], values: Any, error: ValidationError, origins: dict[str, str], missing: set[str]
+) -> LoadedSpec[SpecType] | None:
+    """The spec with defaults in the place of what was refused; None if that is not enough."""
+    for item in error.errors():
+        node = values
+        for depth, part in enumerate(item["loc"], 1):
+            if not isinstance(node.get(part), dict) or depth == len(item["loc"]):
+                node.pop(part, None)
+                break
+            node = node[part]
+    try:
+        return LoadedSpec(TypeAdapter(spec_class).validate_python(values), origins, frozenset(missing))
+    except ValidationError:
+        return None
 
 
 def _find_text_key(entry: Option) -> str:

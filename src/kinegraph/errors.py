@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
@@ -60,7 +60,9 @@ class UserError(KinegraphError):
 
 
 class SpecError(UserError):
-    pass
+    """`partial` is the spec without what is wrong in it, where there is one: its other mistakes can be told too."""
+
+    partial: Any = None
 
 
 class DataError(UserError):

@@ -250,9 +250,24 @@ LEFT_OUT_OF_TEMPLATES = ("encryption_key", "dataset.num_classes", "dataset.label
 """Stated in a spec, the classes become a claim that the data must meet, and a key may end up in somebody's hands."""
 
 
-def read_spec(source: Any = None, overrides: tuple[str, ...] | list[str] = ()) -> LoadedSpec[Spec]:
-    """A spec from a YAML file, a mapping or nothing, with `key=value` overrides. Raises SpecError."""
-    return load_spec(Spec, source, overrides, SHORTHANDS)
+def read_spec(
+    source: Any = None, overrides: tuple[str, ...] | list[str] = (), action: str | None = None
+) -> LoadedSpec[Spec]:
+    """A spec from a YAML file, a mapping or nothing, with `key=value` overrides; checked for an action if one is named.
+
+    Raises SpecError with everything that is wrong with it.
+    """
+    try:
+        loaded = load_spec(Spec, source, overrides, SHORTHANDS)
+    except SpecError as error:
+        if action is None or error.partial is None:
+            raise
+        told = " ".join(problem.where for problem in error.problems)
+        more = [problem for problem in find_problems(error.partial, action) if problem.where.split(" ")[0] not in told]
+        raise SpecError(*error.problems, *more) from None
+    if action is not None:
+        check_spec(loaded, action)
+    return loaded
 
 
 def build_template(action: str, known: Mapping[str, Any] | None = None, left_out: Sequence[str] = ()) -> str:
@@ -285,10 +300,18 @@ def build_schema(action: str) -> dict[str, Any]:
 
 def check_spec(loaded: LoadedSpec[Spec], action: str) -> None:
     """Raise SpecError with all that the action still needs: mandatory values, files, a results folder."""
-    spec = loaded.values
-    problems = [*_find_missing(loaded, action), *_find_missing_files(loaded, action), *_find_conflicts(spec, action)]
+    problems = find_problems(loaded, action)
     if problems:
         raise SpecError(*problems)
+
+
+def find_problems(loaded: LoadedSpec[Spec], action: str) -> list[Problem]:
+    """What `check_spec` raises."""
+    return [
+        *_find_missing(loaded, action),
+        *_find_missing_files(loaded, action),
+        *_find_conflicts(loaded.values, action),
+    ]
 
 
 def find_results_dir(spec: Spec, action: str) -> Path | None:
