@@ -22,7 +22,8 @@ from kinegraph import actions, cli
 from kinegraph.errors import DataError, KinegraphError, Problem
 from kinegraph.run import LOGGER, Result, Run, Terminated
 from kinegraph.skeleton.layouts import LAYOUTS
-from kinegraph.spec import Spec, build_template
+from kinegraph.spec import Spec
+from kinegraph.templates import build_template
 
 KEY = "correct-horse-battery"
 
@@ -260,7 +261,7 @@ def test_unexpected_error(
     monkeypatch.setenv("KINEGRAPH_DEBUG", "1")
     assert "Traceback" in ask("export", *overrides).err
     monkeypatch.delenv("KINEGRAPH_DEBUG")
-    monkeypatch.setattr("kinegraph.spec.build_template", raise_error(ZeroDivisionError("division")))
+    monkeypatch.setattr("kinegraph.templates.build_template", raise_error(ZeroDivisionError("division")))
     answer = ask("template", "train")
     assert answer.code == 1
     assert "KINEGRAPH_DEBUG=1" in answer.err

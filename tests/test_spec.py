@@ -20,12 +20,11 @@ from kinegraph.spec import (
     SECTIONS,
     SHORTHANDS,
     Spec,
-    build_schema,
-    build_template,
     check_spec,
     find_results_dir,
     read_spec,
 )
+from kinegraph.templates import build_schema, build_template
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "kinegraph"
 

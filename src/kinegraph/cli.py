@@ -157,7 +157,7 @@ def validate(
 
 @app.command(help="Write a commented spec to fill in.")
 def template(action: ActionName, output: OutputFile = None) -> None:
-    from kinegraph.spec import build_template
+    from kinegraph.templates import build_template
 
     _check_action(action)
     _deliver(build_template(action), output)
@@ -165,7 +165,7 @@ def template(action: ActionName, output: OutputFile = None) -> None:
 
 @app.command(help="Write the JSON Schema of a spec.")
 def schema(action: ActionName, output: OutputFile = None) -> None:
-    from kinegraph.spec import build_schema
+    from kinegraph.templates import build_schema
 
     _check_action(action)
     _deliver(_format_json(build_schema(action)), output)

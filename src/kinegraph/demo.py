@@ -13,8 +13,8 @@ from kinegraph.actions import run_action
 from kinegraph.data.synthetic import CLASS_NAMES, write_dataset
 from kinegraph.errors import Problem, UserError
 from kinegraph.run import Result, format_duration, show_messages
-from kinegraph.spec import build_template
 from kinegraph.storage import write_atomically
+from kinegraph.templates import build_template
 
 NUM_STEPS = 5
 PARTS = ("train", "val", "test")

@@ -9,7 +9,6 @@ torch is imported only to open a .pth file: an exported model needs onnxruntime 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from kinegraph.data.pipeline import InputPipeline
 from kinegraph.errors import CheckpointError, DataError, Problem, UserError, look_up
 from kinegraph.skeleton.layouts import Layout
+from kinegraph.storage import dump_json
 
 if TYPE_CHECKING:
     from kinegraph.models.checkpoint import Checkpoint
@@ -62,9 +62,7 @@ class ModelDescription:
             "pipeline": self.pipeline.to_dict() if self.pipeline else None,
             **self.metadata,
         }
-        return {
-            METADATA_PREFIX + key: json.dumps(_drop_non_finite(value), allow_nan=False) for key, value in values.items()
-        }
+        return {METADATA_PREFIX + key: dump_json(value) for key, value in values.items()}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], where: str) -> ModelDescription:
@@ -93,15 +91,6 @@ class ModelDescription:
                 Problem(where, got, "the entries that Kinegraph writes", "Export it again.")
             ) from None
         return description
-
-
-def _drop_non_finite(value: Any) -> Any:
-    """NaN and infinity, such as the loss of a failed epoch, become null: JSON has no word for them."""
-    if isinstance(value, Mapping):
-        return {str(key): _drop_non_finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_drop_non_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _check_count(value: Any) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,14 +14,12 @@ from kinegraph.config import (
     MANDATORY,
     SPEC_CONFIG,
     LoadedSpec,
-    build_json_schema,
     get_value,
     group,
     list_options,
     load_spec,
     option,
     shorten,
-    write_template,
 )
 from kinegraph.errors import Problem, SpecError
 from kinegraph.skeleton.layouts import LAYOUTS
@@ -245,10 +242,6 @@ SHORTHANDS: dict[str, str] = {
     "inference_output_file": "inference.output_file",
 }
 
-TEMPLATE_VALUES: dict[str, Any] = {"results_dir": "./results", "wandb.enable": False}
-LEFT_OUT_OF_TEMPLATES = ("encryption_key", "dataset.num_classes", "dataset.label_map")
-"""Stated in a spec, the classes become a claim that the data must meet, and a key may end up in somebody's hands."""
-
 
 def read_spec(
     source: Any = None, overrides: tuple[str, ...] | list[str] = (), action: str | None = None
@@ -268,34 +261,6 @@ def read_spec(
     if action is not None:
         check_spec(loaded, action)
     return loaded
-
-
-def build_template(action: str, known: Mapping[str, Any] | None = None, left_out: Sequence[str] = ()) -> str:
-    """A commented YAML spec for an action, with ??? for what only the user can know.
-
-    `known` are values that are known already (dotted keys), `left_out` options to comment out as well.
-    """
-    known = known or {}
-    values = TEMPLATE_VALUES | dict.fromkeys(REQUIRED[action], MANDATORY)
-    if action == "train":
-        values["dataset.label_map"] = {f"class_{label}": label for label in range(6)}
-    left_out = [key for key in (*LEFT_OUT_OF_TEMPLATES, *left_out) if key not in known]
-    lines = [
-        f"# Spec of `kinegraph {action}`. Fill in each ???, then run: kinegraph {action} -e FILE",
-        f"# Any option can also stand on the command line: kinegraph {action} -e FILE key=value",
-    ]
-    if action in ("evaluate", "inference", "export"):
-        lines += [
-            "# The checkpoint knows the model and its classes. For one of another tool add the sections",
-            "# model and dataset of `kinegraph template train`.",
-        ]
-    sections = ("model_name", "encryption_key", "results_dir", *SECTIONS[action])
-    return "\n".join(lines) + "\n\n" + write_template(Spec, sections, values | dict(known), left_out)
-
-
-def build_schema(action: str) -> dict[str, Any]:
-    """The JSON Schema of a spec for an action. It knows all sections, since one file may serve every action."""
-    return build_json_schema(Spec, f"kinegraph {action}", REQUIRED[action])
 
 
 def check_spec(loaded: LoadedSpec[Spec], action: str) -> None:
