@@ -19,11 +19,13 @@ import yaml
 
 import kinegraph
 from kinegraph import actions, cli
+from kinegraph.cli.parameters import ACTION_HELP
 from kinegraph.errors import DataError, KinegraphError, Problem
 from kinegraph.run import LOGGER, Result, Run, Terminated
 from kinegraph.skeleton.layouts import LAYOUTS
 from kinegraph.spec import Spec
 from kinegraph.templates import build_template
+from small_runs import make_spec, write_small_data
 
 KEY = "correct-horse-battery"
 
@@ -85,8 +87,8 @@ def succeed(spec: Spec, run: Run) -> Result:
 
 
 def test_every_action_is_a_command() -> None:
-    assert set(cli.ACTION_HELP) == set(actions.ACTIONS)
-    assert len(cli.ACTION_HELP) == 5
+    assert set(ACTION_HELP) == set(actions.ACTIONS)
+    assert len(ACTION_HELP) == 6
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
@@ -433,3 +435,42 @@ def test_signals(tmp_path: Path, number: signal.Signals, code: int) -> None:
     assert err.splitlines()[-1] in ("terminated", "interrupted")
     lines = (tmp_path / "export" / "status.json").read_text().splitlines()
     assert [json.loads(line)["status"] for line in lines] == ["STARTED", "FAILURE"]
+
+
+def test_automl_dry_run_shows_the_plan_and_trains_nothing(ask: Callable[..., Answer], tmp_path: Path) -> None:
+    write_small_data(tmp_path)
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(json.dumps(make_spec(tmp_path)))
+    answer = ask("automl", "-e", spec, "--dry-run", "--json", "automl.automl_max_recommendations=5")
+    assert answer.code == 0
+    plan = json.loads(answer.out)["plan"]
+    assert (plan["algorithm"], plan["max_trials"], plan["metric"]) == ("bayesian", 5, "val_acc")
+    assert plan["estimated_seconds"] > 0
+    assert {row["key"] for row in plan["searched"]} >= {"train.optim.lr", "model.dropout"}
+    answer = ask("automl", "-e", spec, "--dry-run")
+    assert (answer.code, answer.out) == (0, "")
+    assert "Searched options" in answer.err and "0 (your spec)" in answer.err
+    assert not (tmp_path / "results").exists()
+
+
+def test_automl_lists_and_checks_algorithms(ask: Callable[..., Answer], tmp_path: Path) -> None:
+    listed = json.loads(ask("automl", "--algorithms", "--json").out)["algorithms"]
+    assert {entry["name"] for entry in listed} >= {"bayesian", "tpe", "random", "cmaes", "asha", "hyperband", "bohb"}
+    write_small_data(tmp_path)
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(json.dumps(make_spec(tmp_path)))
+    answer = ask("automl", "-e", spec, "--dry-run", "automl.algorithm=dehb")
+    assert answer.code == 2
+    assert "bayesian" in answer.err and "hyperband" in answer.err and "Traceback" not in answer.err
+
+
+def test_json_progress_is_json_lines(ask: Callable[..., Answer], tmp_path: Path) -> None:
+    write_small_data(tmp_path)
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(json.dumps(make_spec(tmp_path)))
+    answer = ask("train", "-e", spec, "--json", "--json-progress")
+    events = [json.loads(line) for line in answer.err.splitlines()]
+    assert {"message", "status"} <= {event["event"] for event in events}
+    states = [event["status"] for event in events if event["event"] == "status"]
+    assert states == ["STARTED", "RUNNING", "RUNNING", "SUCCESS"]
+    assert json.loads(answer.out)["status"] == "ok"

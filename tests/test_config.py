@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from kinegraph.config import (
     SPEC_CONFIG,
     LoadedSpec,
-    build_json_schema,
+    SearchRange,
     find_changes,
     get_value,
     group,
@@ -25,10 +25,10 @@ from kinegraph.config import (
     list_options,
     load_spec,
     option,
-    write_template,
 )
 from kinegraph.config_source import MAX_FILE_BYTES, merge, parse_overrides
 from kinegraph.errors import SpecError
+from kinegraph.templates import build_json_schema, write_template
 
 
 @dataclass(config=SPEC_CONFIG)
@@ -479,3 +479,32 @@ def test_errors_of_files_do_not_quote_a_secret(tmp_path: Path, value: str) -> No
     with pytest.raises(SpecError) as caught:
         load(write(tmp_path, f"count: 3\nsecret: {value}\n"))
     assert "topsecret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_search_ranges_come_back_from_plain_data() -> None:
+    """Zeros, flags and tuples included; what is the default is left out."""
+    assert SearchRange(0, 5).as_data() == {"low": 0, "high": 5}
+    ranges = [
+        SearchRange(0.0, 0.8),
+        SearchRange(0, None, log=True, specials=(0,), step=8, above="a.b"),
+        SearchRange(choices=(False, True), weights=(0.0, 1.0), when={"a.b": (True, "x"), "c": (0,)}, powers_of=2),
+    ]
+    for search in ranges:
+        data = search.as_data()
+        assert json.loads(json.dumps(data, allow_nan=False)) == data
+        assert SearchRange.from_data(data) == search
+
+
+def test_an_option_that_is_searched_by_default_needs_a_range() -> None:
+    with pytest.raises(TypeError, match="needs its range"):
+        option(1, "a count", automl=True)
+
+    @dataclass(config=SPEC_CONFIG)
+    class SearchedSpec:
+        rate: float = option(0.5, "a rate", automl=True, search=SearchRange(0.0, 1.0))
+        other: float = option(0.5, "a rate")
+
+    rate, other = list_options(SearchedSpec)
+    assert rate.extra["search"] == SearchRange(0.0, 1.0)
+    assert "search" not in other.extra
+    jsonschema.Draft202012Validator.check_schema(build_json_schema(SearchedSpec, "searched"))

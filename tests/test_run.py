@@ -181,7 +181,7 @@ def test_rename_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(os, "replace", refuse)
         run.write_experiment()
     assert list_states(tmp_path) == ["STARTED", "FAILURE"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "status.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "log.txt", "status.json"]
 
 
 def test_results_path_through_a_file(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_key_is_written_nowhere(
         assert place
         assert KEY not in str(error)
     written = [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
-    assert {path.name for path in written} == {"experiment.yaml", "log.txt", "status.json"}
+    assert {path.name for path in written} == {".lock", "experiment.yaml", "log.txt", "status.json"}
     for path in written:
         assert KEY not in path.read_text()
     assert KEY not in "".join(capfd.readouterr())

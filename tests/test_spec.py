@@ -130,6 +130,7 @@ AUTOML = {
 POPULAR = {f"{action}.{name}" for action in ("train", "evaluate", "inference") for name in ("num_gpus", "gpu_ids")}
 POPULAR |= {f"{action}.num_nodes" for action in ("train", "evaluate", "inference")}
 POPULAR |= {f"train.{name}" for name in ("num_epochs", "checkpoint_interval", "validation_interval")}
+POPULAR_OF_AUTOML = {"algorithm", "metric", "automl_max_recommendations", "automl_max_epochs", "automl_hyperparameters"}
 LAYOUTS_OF_THE_ORIGINAL = ("nvidia", "openpose", "human3.6m", "ntu-rgb+d", "ntu_edge", "coco")
 
 OPTIONS = {entry.key: entry for entry in list_options(Spec)}
@@ -175,7 +176,9 @@ def test_limits_and_choices_are_enforced(key: str) -> None:
 
 def test_automl_and_popular_marks() -> None:
     assert {key for key, entry in OPTIONS.items() if entry.extra["automl_enabled"]} == AUTOML
-    assert {key for key, entry in OPTIONS.items() if entry.extra["popular"]} == POPULAR
+    assert {key for key, entry in OPTIONS.items() if entry.extra["popular"]} == POPULAR | {
+        f"automl.{name}" for name in POPULAR_OF_AUTOML
+    }
 
 
 def test_all_layouts_of_the_original_are_taken() -> None:
@@ -264,7 +267,7 @@ def write_inputs(folder: Path) -> dict[str, Any]:
 
 def test_actions_have_sections_and_required_options() -> None:
     assert set(SECTIONS) == set(REQUIRED) == set(ACTIONS)
-    assert len(ACTIONS) == 5
+    assert len(ACTIONS) == 6
     assert {key for keys in REQUIRED.values() for key in keys} <= set(OPTIONS)
 
 
@@ -298,14 +301,14 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
     source = write_inputs(tmp_path)
     overrides = [
         f"dataset.train_dataset.data_path={tmp_path}",
-        "dataset.val_dataset.data_path=s3://bucket/data.npy",
+        "dataset.val_dataset.data_path=memory://bucket/data.npy",
         "pretrained_model=" + "x" * 5000,
         "graph_layout=missing.yaml",
-        "train.results_dir=s3://bucket/results",
+        "train.results_dir=http://localhost/results",
     ]
     problems = fail("train", source, *overrides)
     assert len(problems) == 5
-    for text in ("is a folder", "s3://bucket/data.npy", "xxx", "missing.yaml", "s3://bucket/results"):
+    for text in ("is a folder", "memory://bucket/data.npy", "xxx", "missing.yaml", "http://localhost/results"):
         assert any(text in problem for problem in problems), text
 
 
@@ -354,8 +357,10 @@ def test_conflicts(tmp_path: Path, action: str, overrides: list[str], expected: 
 def test_results_folder(tmp_path: Path) -> None:
     assert find_results_dir(read_spec().values, "train") is None
     values = read_spec(None, ["results_dir=a", "evaluate.results_dir=b"]).values
-    assert find_results_dir(values, "train") == Path("a/train")
-    assert find_results_dir(values, "evaluate") == Path("b")
+    assert find_results_dir(values, "train") == "a/train"
+    assert find_results_dir(values, "evaluate") == "b"
+    values = read_spec(None, ["results_dir=s3://bucket/a/"]).values
+    assert find_results_dir(values, "train") == "s3://bucket/a/train"
 
 
 def fill_template(folder: Path, action: str) -> dict[str, Any]:
@@ -388,7 +393,7 @@ def test_template_is_complete_and_runs_when_filled(tmp_path: Path, action: str) 
     set_keys = {key for key in loaded.origins if key in OPTIONS}
     assert set_keys == set(expected) - left_out
     changed = {key for key in set_keys if get_value(loaded.values, key) != OPTIONS[key].default}
-    changes = {"results_dir", *REQUIRED[action]} | ({"wandb.enable"} if action == "train" else set())
+    changes = {"results_dir", *REQUIRED[action]} | ({"wandb.enable"} if action in ("train", "automl") else set())
     assert changed == changes
 
 

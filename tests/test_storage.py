@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from kinegraph.errors import StorageError, UserError
 from kinegraph.storage import (
     append_line,
-    check_local,
     dump_json,
     make_folder,
     point_to,
@@ -202,14 +201,3 @@ def test_json_is_strict(tmp_path: Path) -> None:
     expected = {"a": None, "b": [None, 1.5, [None]], "c": 0.5, "d": 3, "e": None}
     assert json.loads(text, parse_constant=refuse) == expected
     assert '"d": 3,' in text
-
-
-@pytest.mark.parametrize("path", ["s3://bucket/a", "http://host/a", "file:///a"])
-def test_addresses_are_refused(path: str) -> None:
-    with pytest.raises(UserError, match="on this machine"):
-        check_local(path, "data_path")
-
-
-def test_local_paths_are_taken() -> None:
-    for path in ("a", "/a/b", "C:\\a", "a:b"):
-        check_local(path, "data_path")

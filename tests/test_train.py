@@ -103,6 +103,69 @@ def test_finished_run_says_complete_and_more_epochs_go_on(data: Path) -> None:
     assert_same_weights(data / "results/train" / name, data / "straight/train" / name)
 
 
+@pytest.mark.parametrize("scheduler", ["MultiStep", "AutoReduce", "Cosine"])
+def test_paused_training_ends_as_one_that_was_not(data: Path, scheduler: str) -> None:
+    # patience 1 and validation every 2 epochs: the validation that a pause brings must not count for AutoReduce
+    optim = {"lr": 0.05, "lr_scheduler": scheduler, "lr_steps": [2, 4], "patience": 1, "warmup_epochs": 1}
+    options = {"num_epochs": 6, "validation_interval": 2, "optim": optim}
+    train(make_spec(data, results="straight", **options))
+    for stop in (1, 3, 5, -1):
+        result = train(make_spec(data, results="paused", stop_after_epoch=stop, **options))
+        done = 6 if stop < 0 else stop
+        last = Path(result.files["latest"]).resolve().name
+        assert last == f"model_epoch_{done - 1:03d}_step_{done * 3:05d}.pth"
+    assert_same_weights(data / "paused/train" / last, data / "straight/train" / last)
+    rates = []
+    for name in ("paused", "straight"):
+        with open(data / name / "train/metrics.csv", newline="") as file:
+            rates.append([row["lr"] for row in csv.DictReader(file)])
+    assert rates[0] == rates[1] and len(rates[0]) == 6
+
+
+def test_pause_reached_says_complete_and_names_the_option(data: Path) -> None:
+    for _ in range(2):
+        train(make_spec(data, num_epochs=3, stop_after_epoch=1))
+    assert "1 of 3 epochs. Raise train.stop_after_epoch" in (data / "results/train/log.txt").read_text()
+    with pytest.raises(SpecError, match=r"train\.stop_after_epoch: got 0"):
+        train(make_spec(data, stop_after_epoch=0))
+
+
+@pytest.mark.parametrize("metric", ["val_acc", "val_loss"])
+def test_best_metric_chooses_the_best_checkpoint(data: Path, metric: str) -> None:
+    train(make_spec(data, num_epochs=5, best_metric=metric, optim={"lr": 0.3, "lr_steps": []}))
+    with open(data / "results/train/metrics.csv", newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    best = json.loads((data / "results/train/best.json").read_text())
+    chosen = max(row["val_acc"] for row in rows) if metric == "val_acc" else min(row["val_loss"] for row in rows)
+    assert best[metric] == pytest.approx(chosen, abs=1e-12)
+
+
+def test_best_metric_decides_where_accuracy_and_loss_disagree() -> None:
+    now, before = {"val_acc": 0.9, "val_loss": 2.0}, {"val_acc": 0.8, "val_loss": 1.0}
+    assert run_checkpoints.is_better(now, before, "val_acc")
+    assert not run_checkpoints.is_better(now, before, "val_loss")
+    assert run_checkpoints.is_better(before, now, "val_loss")
+
+
+def test_a_second_run_in_a_folder_waits_and_is_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kinegraph.run.LOCK_WAIT_S", 0.2)
+    folder = data / "results/train"
+    folder.mkdir(parents=True)
+    hold = (
+        "import sys, pathlib; from kinegraph.storage import lock_folder\n"
+        "with lock_folder(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="another process is running in"):
+        train(make_spec(data))
+    holder.kill()
+    holder.wait()
+    train(make_spec(data))
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

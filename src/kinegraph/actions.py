@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from kinegraph.errors import look_up
+from kinegraph.local_run import fetch_inputs, open_results
 from kinegraph.run import Result, Run, find_launched_rank, open_run
-from kinegraph.spec import Spec, find_results_dir, read_spec
+from kinegraph.spec import Spec, read_spec
 
 ACTIONS: dict[str, str] = {
     "dataset_convert": "kinegraph.data.convert:convert_dataset",
     "train": "kinegraph.train:train",
+    "automl": "kinegraph.automl.search:search",
     "evaluate": "kinegraph.evaluate:evaluate",
     "inference": "kinegraph.predict:infer",
     "export": "kinegraph.export:export",
@@ -36,16 +38,20 @@ def run_action(name: str, source: SpecSource = None, overrides: Sequence[str] = 
     """
     target = look_up(ACTIONS, name, "action")
     loaded = read_spec(source, list(overrides), name)
-    folder = find_results_dir(loaded.values, name)
-    assert folder is not None, "read_spec demands a results folder"
     module, _, function = target.partition(":")
     action: Callable[[Spec, Run], Result] = getattr(importlib.import_module(module), function)
     if name not in DISTRIBUTED and find_launched_rank() > 0:
         return Result()
-    with open_run(name, folder, loaded.values, loaded.origins) as run:
-        result = action(loaded.values, run)
-        result.files.setdefault("results_dir", str(folder))
-    return result
+    with (
+        open_results(loaded.values, name) as results,
+        open_run(name, results.folder, results.spec, loaded.origins, results.locations) as run,
+    ):
+        fetch_inputs(run, results)
+        result = action(run.spec, run)
+        result.files.setdefault("results_dir", str(results.folder))
+        # Before the run says that it succeeded
+        results.upload_all()
+    return Result(run.show(result.metrics), run.show(result.files))
 
 
 def dataset_convert(source: SpecSource = None, *overrides: str) -> Result:
@@ -56,6 +62,11 @@ def dataset_convert(source: SpecSource = None, *overrides: str) -> Result:
 def train(source: SpecSource = None, *overrides: str) -> Result:
     """Train a classifier, or go on with a run that was stopped. See `run_action`."""
     return run_action("train", source, overrides)
+
+
+def automl(source: SpecSource = None, *overrides: str) -> Result:
+    """Search for better options: many trainings, the best of them kept. See `run_action`."""
+    return run_action("automl", source, overrides)
 
 
 def evaluate(source: SpecSource = None, *overrides: str) -> Result:

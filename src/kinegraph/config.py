@@ -1,8 +1,8 @@
 """Spec files: typed options with their documentation, and one loader that reports every error at once.
 
 A spec class is a pydantic dataclass whose fields are made with `option`. Everything else is derived from these
-fields: validation, `key=value` overrides, JSON Schema and commented templates. Merge order: defaults <- YAML <-
-overrides; `origins` remembers where each value came from.
+fields: validation, `key=value` overrides, AutoML's search space, JSON Schema and commented templates (templates.py).
+Merge order: defaults <- YAML <- overrides; `origins` remembers where each value came from.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -23,9 +22,45 @@ from kinegraph.errors import Problem, SpecError, suggest
 
 SPEC_CONFIG = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 SHOWN_CHARACTERS = 80
-COMMENT_COLUMN = 42
 
 SpecType = TypeVar("SpecType")
+
+
+@dataclass(frozen=True)
+class SearchRange:
+    """Where AutoML looks for an option's value: numbers from `low` to `high`, or `choices`.
+
+    `high` None: a bound that is known only with the data. `log`: uniform in the logarithm. `step`: only low,
+    low + step and so on. `powers_of`: only powers of this number. `specials`: values outside the range that are tried
+    as well, such as 0 for none. `weights`: how often each choice is drawn. `when`: the option has an effect only while
+    each key named here has one of the values named with it. `above`: key of an option that it must exceed.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    specials: tuple[float, ...] = ()
+    choices: tuple[Any, ...] = ()
+    weights: tuple[float, ...] = ()
+    step: float | None = None
+    powers_of: int | None = None
+    when: Mapping[str, tuple[Any, ...]] = dataclass_field(default_factory=dict)
+    above: str = ""
+
+    def as_data(self) -> dict[str, Any]:
+        """What differs from the defaults, as plain data for JSON."""
+        data = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        data["when"] = {key: list(values) for key, values in self.when.items()}
+        return {name: value for name, value in data.items() if value or (value == 0 and value is not False)}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> SearchRange:
+        """What `as_data` gave."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+        }
+        values["when"] = {key: tuple(accepted) for key, accepted in data.get("when", {}).items()}
+        return cls(**values)
 
 
 def option(
@@ -35,6 +70,7 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     automl: bool = False,
+    search: SearchRange | None = None,
     popular: bool = False,
     path: str = "",
     secret: bool = False,
@@ -42,14 +78,18 @@ def option(
     """A field of a spec class: its default, meaning and range in one place.
 
     Choices are written as a Literal type. `path` is "input" for something that must exist when it is set and the
-    running action uses it, or "output". `automl`: searched by default; `popular`: shown first; `secret`: its value
-    is never shown.
+    running action uses it, or "output". `search`: AutoML may search it there, and does so by default with `automl`;
+    `popular`: shown first; `secret`: its value is never shown.
     """
+    if automl and search is None:
+        raise TypeError(f"an option that is searched by default needs its range: {help}")
     extra: dict[str, Any] = {"automl_enabled": automl, "popular": popular}
     if path:
         extra["path"] = path
     if secret:
         extra["secret"] = True
+    if search:
+        extra["search"] = search.as_data()
     arguments: dict[str, Any] = {"description": help, "ge": minimum, "le": maximum, "json_schema_extra": extra}
     if isinstance(default, list | dict):
         return Field(default_factory=lambda: type(default)(default), **arguments)
@@ -63,7 +103,10 @@ def group(spec_class: type, help: str) -> Any:
 
 @dataclass(frozen=True)
 class Option:
-    """One leaf of a spec class, as the places that derive something from it see it."""
+    """One leaf of a spec class, as the places that derive something from it see it.
+
+    `extra` holds automl_enabled and popular, and where they were given path, secret and search (a SearchRange).
+    """
 
     key: str
     type: Any
@@ -95,6 +138,9 @@ def list_options(spec_class: type, prefix: str = "") -> Iterator[Option]:
             yield from list_options(info.annotation, f"{prefix}{field.name}.")  # type: ignore[arg-type]
             continue
         limits = {type(limit).__name__: limit for limit in info.metadata}
+        extra: dict[str, Any] = dict(info.json_schema_extra) if isinstance(info.json_schema_extra, dict) else {}
+        if "search" in extra:
+            extra["search"] = SearchRange.from_data(extra["search"])
         yield Option(
             key=prefix + field.name,
             type=info.annotation,
@@ -102,7 +148,7 @@ def list_options(spec_class: type, prefix: str = "") -> Iterator[Option]:
             help=info.description or "",
             minimum=getattr(limits.get("Ge"), "ge", None),
             maximum=getattr(limits.get("Le"), "le", None),
-            extra=dict(info.json_schema_extra) if isinstance(info.json_schema_extra, dict) else {},
+            extra=extra,
         )
 
 
@@ -282,103 +328,3 @@ def _explain_unknown_key(place: str, parts: list[str], spec_class: type) -> Prob
     elsewhere = [key for key in keys if key.split(".")[-1] == parts[-1]]
     hint = suggest(parts[-1], siblings) or (f"Did you mean {' or '.join(elsewhere)}?" if elsewhere else "")
     return Problem(place, f"the unknown key {shorten(parts[-1])}", "one of " + ", ".join(siblings), hint)
-
-
-def build_json_schema(spec_class: type, title: str, required: Sequence[str] = ()) -> dict[str, Any]:
-    """A standard JSON Schema (2020-12) of a spec class; `required` are dotted keys that must be present."""
-    schema: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    schema |= TypeAdapter(spec_class).json_schema()
-    schema["title"] = title
-    schema["default"] = asdict(spec_class())  # type: ignore[call-overload]
-    leaves = {entry.key: entry for entry in list_options(spec_class)}
-    groups = list_groups(spec_class)
-    for key in [*groups, *leaves]:
-        node = _find_property(schema, key.split("."))
-        if key in groups:
-            node["description"] = groups[key]
-        else:
-            node["default"] = leaves[key].default
-            _allow_null(node)
-    for key in required:
-        _require(schema, key.split("."))
-    return schema
-
-
-def _find_property(schema: dict[str, Any], parts: list[str]) -> dict[str, Any]:
-    node = schema
-    for part in parts:
-        if "$ref" in node:
-            node = schema["$defs"][node["$ref"].rpartition("/")[2]]
-        node = node["properties"][part]
-    return node
-
-
-def _allow_null(node: dict[str, Any]) -> None:
-    """In a spec, null means that an option is not set."""
-    if "const" in node:
-        node["enum"] = [node.pop("const")]
-    if isinstance(node.get("type"), str):
-        node["type"] = [node["type"], "null"]
-    if "enum" in node and None not in node["enum"]:
-        node["enum"] = [*node["enum"], None]
-
-
-def _require(schema: dict[str, Any], parts: list[str]) -> None:
-    node: dict[str, Any] = {}
-    branch = node
-    for index, part in enumerate(parts):
-        branch["required"] = [part]
-        if index < len(parts) - 1:
-            branch["properties"] = {part: {}}
-            branch = branch["properties"][part]
-    schema.setdefault("allOf", []).append(node)
-
-
-def write_template(
-    spec_class: type, sections: Sequence[str], values: Mapping[str, Any], left_out: Sequence[str] = ()
-) -> str:
-    """A complete YAML spec of the named sections in their order, each option with its meaning, range and choices.
-
-    `values` replaces defaults (dotted keys); the options in `left_out` are commented out.
-    """
-    groups = list_groups(spec_class)
-    lines: list[str] = []
-    open_groups: list[str] = []
-    order = {section: position for position, section in enumerate(sections)}
-    entries = [entry for entry in list_options(spec_class) if entry.key.split(".")[0] in order]
-    for entry in sorted(entries, key=lambda entry: order[entry.key.split(".")[0]]):
-        parts = entry.key.split(".")
-        for depth in range(1, len(parts)):
-            path = ".".join(parts[:depth])
-            if path not in open_groups:
-                open_groups.append(path)
-                opening = f"{'  ' * (depth - 1)}{parts[depth - 1]}:"
-                lines += ["", f"# {groups[path]}", opening] if depth == 1 else [_comment(opening, groups[path])]
-        mark = "# " if entry.key in left_out else ""
-        value = _write_value(values.get(entry.key, entry.default))
-        lines.append(_comment(f"{'  ' * (len(parts) - 1)}{mark}{parts[-1]}: {value}", describe_option(entry)))
-    return "\n".join(lines) + "\n"
-
-
-def _write_value(value: Any) -> str:
-    if value == "":
-        return '""'
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
-    return text.removesuffix("\n").removesuffix("\n...")
-
-
-def _comment(text: str, comment: str) -> str:
-    return f"{text:<{COMMENT_COLUMN}}  # {comment}"
-
-
-def describe_option(entry: Option) -> str:
-    """The help text with the range and the choices of an option."""
-    notes = [entry.help]
-    choices = list_choices(entry)
-    if choices:
-        notes.append("one of " + ", ".join(choices))
-    if entry.minimum is not None or entry.maximum is not None:
-        low = "" if entry.minimum is None else f"{entry.minimum:g}"
-        high = "" if entry.maximum is None else f"{entry.maximum:g}"
-        notes.append(f"{low}..{high}" if low and high else f"at least {low}" if low else f"at most {high}")
-    return "; ".join(notes)

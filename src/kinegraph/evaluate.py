@@ -52,7 +52,8 @@ def evaluate(spec: Spec, run: Run) -> Result:
     _write_predictions(files["predictions"], predictor, labels, predictions.labels, predictions.probabilities)
     write_confusion(files["confusion_matrix"], confusion, predictor.class_names)
     plot_confusion(files["confusion_matrix_plot"], confusion, predictor.class_names)
-    write_json(files["metrics"], _describe(scores, confusion, predictor, info, options.test_dataset.label_path))
+    description = _describe(scores, confusion, predictor, info, options.test_dataset.label_path)
+    write_json(files["metrics"], run.show(description))
     run.info(format_table(scores))
     kpi = {"accuracy": scores.accuracy, "avg_accuracy": scores.avg_accuracy}
     run.write_status("RUNNING", f"Evaluated {scores.num_clips} clips.", kpi=kpi)

@@ -88,7 +88,8 @@ def export(spec: Spec, run: Run) -> Result:
         "opset_version": spec.export.opset_version,
         "size_bytes": len(content),
     }
-    write_json(files["export"], {**metrics, "tolerance": TOLERANCE, "shapes": parity.shapes, "files": files})
+    written = {**metrics, "tolerance": TOLERANCE, "shapes": parity.shapes, "files": run.show(files)}
+    write_json(files["export"], written)
     run.info(f"Wrote {target}: {len(content) / 1e6:.1f} MB, largest difference to PyTorch {parity.max_abs_error:.1e}.")
     return Result(metrics, files)
 

@@ -31,7 +31,7 @@ from kinegraph.optim import LearningRateSchedule, build_optimizer
 from kinegraph.run import Run, connect_log, find_encryption_key, format_duration, format_eta, redact, show_messages
 from kinegraph.run_checkpoints import CheckpointKeeper
 from kinegraph.skeleton.layouts import Layout
-from kinegraph.spec import Spec
+from kinegraph.spec import ModelSpec, Spec, TrainSpec
 from kinegraph.storage import write_json
 from kinegraph.train_log import TrainLog
 
@@ -79,6 +79,12 @@ class Position:
     global_step: int = 0
     seconds: float = 0.0
     totals: Totals = field(default_factory=Totals)
+
+
+def find_last_epoch(options: TrainSpec) -> int:
+    """How many epochs are done when this run ends: num_epochs, or fewer if it pauses before."""
+    stop = options.stop_after_epoch
+    return options.num_epochs if stop < 0 else min(stop, options.num_epochs)
 
 
 def fit(fabric: Fabric, job: TrainingJob) -> dict[str, Any]:
@@ -186,17 +192,16 @@ class _Trainer:
 
     def run_epochs(self) -> dict[str, Any]:
         train = self.spec.train
-        first_epoch = self.position.epoch
+        first_epoch, last_epoch = self.position.epoch, find_last_epoch(train)
         started_s = time.monotonic()
-        for epoch in range(first_epoch, train.num_epochs):
+        for epoch in range(first_epoch, last_epoch):
             epoch_started_s = time.monotonic()
             steps_before = self.position.global_step
             learning_rate = self._train_epoch()
-            is_last = epoch == train.num_epochs - 1
-            validates = is_last or (epoch + 1) % train.validation_interval == 0
+            validates = epoch == last_epoch - 1 or (epoch + 1) % train.validation_interval == 0
             losses = self._measure_epoch(validates)
             now_s = time.monotonic()
-            left_s = (now_s - started_s) / (epoch + 1 - first_epoch) * (train.num_epochs - epoch - 1)
+            left_s = (now_s - started_s) / (epoch + 1 - first_epoch) * (last_epoch - epoch - 1)
             steps = self.position.global_step - steps_before
             # Before the checkpoint: a kill in between repeats the epoch, and the repetition replaces the row
             self._report(epoch, losses, learning_rate, now_s - epoch_started_s, steps, left_s)
@@ -220,7 +225,7 @@ class _Trainer:
             self._train_step(batch)
             position.step += 1
             position.global_step += 1
-            self.run.progress(position.global_step, train.num_epochs * self.num_batches, "training steps")
+            self.run.progress(position.global_step, find_last_epoch(train) * self.num_batches, "training steps")
             due = train.checkpoint_interval_unit == "step" and position.global_step % train.checkpoint_interval == 0
             if due and position.step < self.num_batches:
                 self._save(position.epoch)
@@ -251,14 +256,21 @@ class _Trainer:
     def _finish_epoch(self, epoch: int, losses: dict[str, float], validates: bool) -> None:
         """Save as the interval says, and always the last epoch and the best one."""
         position, train = self.position, self.spec.train
-        self.schedule.finish_epoch(losses)
+        is_last = epoch == find_last_epoch(train) - 1
+        self.schedule.finish_epoch(self._select_scheduled(epoch, losses))
         self.metrics |= losses
         position.epoch, position.step, position.totals = epoch + 1, 0, Totals()
         done = epoch + 1 if train.checkpoint_interval_unit == "epoch" else position.global_step
-        on_interval = done % train.checkpoint_interval == 0 or epoch == train.num_epochs - 1
+        on_interval = done % train.checkpoint_interval == 0 or is_last
         is_best = validates and self.keeper.note_metrics(losses, epoch, position.global_step, on_interval)
         if on_interval or is_best:
             self._save(epoch)
+
+    def _select_scheduled(self, epoch: int, losses: dict[str, float]) -> dict[str, float]:
+        """Without the validation that only a pause brought: AutoReduce must not see what an unpaused run does not."""
+        train = self.spec.train
+        planned = epoch == train.num_epochs - 1 or (epoch + 1) % train.validation_interval == 0
+        return losses if planned else {name: value for name, value in losses.items() if not name.startswith("val_")}
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
@@ -300,13 +312,13 @@ class _Trainer:
         network: nn.Module = self.network
         return Checkpoint(
             state_dict={name: tensor.detach().cpu() for name, tensor in network.state_dict().items()},
-            options=self.spec.model,
+            options=ModelSpec(**self.run.show(asdict(self.spec.model))),
             layout=job.layout,
             num_classes=job.num_classes,
             label_map=job.label_map,
             pipeline=job.pipeline.to_dict(),
             metrics=dict(self.metrics),
-            spec=redact(self.spec),
+            spec=self.run.show(redact(self.spec)),
             training={
                 "epoch": position.epoch,
                 "step": position.step,
@@ -337,7 +349,7 @@ class _Trainer:
         }
         self.log.write_epoch(row)
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
-        eta = f", {format_duration(left_s)} left" if epoch < train.num_epochs - 1 else ""
+        eta = f", {format_duration(left_s)} left" if epoch < find_last_epoch(train) - 1 else ""
         self.run.info(
             f"epoch {epoch + 1} of {train.num_epochs}: {numbers}  lr {learning_rate:.4g}  ({epoch_s:.1f} s{eta})"
         )

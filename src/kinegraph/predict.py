@@ -45,7 +45,7 @@ def infer(spec: Spec, run: Run) -> Result:
     with write_atomically(text_path, "w") as file:
         file.writelines(join_lines(predictions.class_names))
     write_csv(files["results_csv"], *_list_rows(predictor, predictions, names, ranked))
-    write_json(files["results_json"], _describe_results(predictor, predictions, names, ranked, data_path))
+    write_json(files["results_json"], run.show(_describe_results(predictor, predictions, names, ranked, data_path)))
     run.info(f"Wrote the classes of {len(names)} clips to {text_path}.")
     counts = np.bincount(predictions.labels, minlength=predictor.num_classes).tolist()
     return Result(

@@ -9,20 +9,22 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from kinegraph.errors import KinegraphError, StorageError
+from kinegraph.errors import KinegraphError, Problem, StorageError
 from kinegraph.spec import KEY_VARIABLE, Spec
-from kinegraph.storage import append_line, dump_json, explain_os_error, make_folder, write_atomically
+from kinegraph.storage import append_line, dump_json, explain_os_error, lock_folder, make_folder, write_atomically
 
 LOGGER = logging.getLogger("kinegraph")
 PROGRESS_LINE_INTERVAL_S = 10.0
+LOCK_WAIT_S = 5.0
+"""A process that was killed may take a moment to be gone."""
 
 
 class Terminated(BaseException):
@@ -41,7 +43,8 @@ class Result:
 class Run:
     """The folder of a run and everything that is said about it.
 
-    Only the process with `writes` touches the folder or speaks: in distributed runs that is rank 0.
+    Only the process with `writes` touches the folder or speaks: in distributed runs that is rank 0. `locations` says
+    which URI a path of this machine stands for: the action works on the paths, records and messages name the URIs.
     """
 
     action: str
@@ -49,6 +52,7 @@ class Run:
     spec: Spec
     origins: dict[str, str] = field(default_factory=dict)
     writes: bool = True
+    locations: dict[str, str] = field(default_factory=dict)
     _progress: _Progress | None = field(default=None, repr=False)
     _has_ended: bool = field(default=False, repr=False)
 
@@ -56,13 +60,25 @@ class Run:
         """Whether the user gave a value for this dotted key, even if it equals the default."""
         return key in self.origins
 
+    def show(self, data: Any) -> Any:
+        """Plain data or text with the URIs that the user gave in the place of the paths that stand for them."""
+        if not self.locations:
+            return data
+        if isinstance(data, str):
+            for path in sorted(self.locations, key=len, reverse=True):
+                data = data.replace(path, self.locations[path])
+            return data
+        if isinstance(data, dict):
+            return {self.show(key): self.show(value) for key, value in data.items()}
+        return [self.show(value) for value in data] if isinstance(data, list | tuple) else data
+
     def info(self, message: str) -> None:
         if self.writes:
-            LOGGER.info(message)
+            LOGGER.info(self.show(message))
 
     def warn(self, message: str) -> None:
         if self.writes:
-            LOGGER.warning(message)
+            LOGGER.warning(self.show(message))
 
     def progress(self, done: int, total: int, what: str) -> None:
         """Show that `done` of `total` are finished: a bar at a terminal, else a line now and then."""
@@ -78,7 +94,7 @@ class Run:
         """Write experiment.yaml, the effective spec. Every action does so once its checks have passed."""
         if self.writes:
             with write_atomically(self.folder / "experiment.yaml", "w") as file:
-                yaml.safe_dump(redact(spec or self.spec), file, sort_keys=False)
+                yaml.safe_dump(self.show(redact(spec or self.spec)), file, sort_keys=False)
 
     def write_status(self, status: str, message: str, kpi: dict[str, Any] | None = None, **fields: Any) -> None:
         """Append one line to status.json: STARTED, RUNNING, SUCCESS, FAILURE or SKIPPED."""
@@ -92,11 +108,12 @@ class Run:
             "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "status": status,
             "verbosity": "ERROR" if status == "FAILURE" else "INFO",
-            "message": message,
+            "message": self.show(message),
             "kpi": kpi or {},
-            **fields,
+            **self.show(fields),
         }
         self._has_ended = is_last
+        LOGGER.debug("status", extra={"event": {"event": "status", **line}})
         try:
             append_line(self.folder / "status.json", dump_json(line))
         except StorageError:
@@ -109,11 +126,12 @@ class _Progress:
         self.what = what
         self.started_s = time.monotonic()
         self.shown_s = self.started_s
-        self.terminal = sys.stderr.isatty()
+        self.as_json = find_message_form() == "json"
+        self.terminal = sys.stderr.isatty() and not self.as_json
 
     def show(self, done: int, total: int) -> None:
         now_s = time.monotonic()
-        interval_s = 0.1 if self.terminal else PROGRESS_LINE_INTERVAL_S
+        interval_s = 0.1 if self.terminal else 1.0 if self.as_json else PROGRESS_LINE_INTERVAL_S
         if now_s - self.shown_s < interval_s and not (self.terminal and done >= total):
             return
         if done >= total and not self.terminal:
@@ -121,7 +139,10 @@ class _Progress:
         self.shown_s = now_s
         left_s = (now_s - self.started_s) / max(done, 1) * (total - done)
         text = f"{self.what}: {done} of {total}, {format_duration(left_s)} left"
-        if self.terminal:
+        if self.as_json:
+            event = {"event": "progress", "what": self.what, "done": done, "total": total, "left_s": round(left_s, 3)}
+            LOGGER.debug("progress", extra={"event": event})
+        elif self.terminal:
             filled = round(24 * done / max(total, 1))
             bar = "█" * filled + "·" * (24 - filled)
             end = "\r" if done < total else "\r\x1b[K"
@@ -194,23 +215,26 @@ def find_launched_rank() -> int:
 
 
 @contextmanager
-def open_run(action: str, folder: Path, spec: Spec, origins: dict[str, str]) -> Iterator[Run]:
+def open_run(
+    action: str, folder: Path, spec: Spec, origins: dict[str, str], locations: dict[str, str] | None = None
+) -> Iterator[Run]:
     """Make the folder, write a STARTED line; end with one SUCCESS or FAILURE line.
 
     SIGTERM becomes Terminated. OSError becomes StorageError. Everything raised is passed on.
     """
-    run = Run(action, folder, spec, origins, writes=find_launched_rank() == 0)
+    run = Run(action, folder, spec, origins, writes=find_launched_rank() == 0, locations=locations or {})
     make_folder(folder)
-    handler = connect_log(run)
-    try:
-        with _raise_on_sigterm(), _explain_failure(run):
-            run.write_status("STARTED", f"Starting {action}.")
-            yield run
-            run.write_status("SUCCESS", f"{action} finished successfully.")
-    finally:
-        if handler is not None:
-            LOGGER.removeHandler(handler)
-            handler.close()
+    with lock_folder(folder, LOCK_WAIT_S) if run.writes else nullcontext():
+        handler = connect_log(run)
+        try:
+            with _raise_on_sigterm(), _explain_failure(run):
+                run.write_status("STARTED", f"Starting {action}.")
+                yield run
+                run.write_status("SUCCESS", f"{action} finished successfully.")
+        finally:
+            if handler is not None:
+                LOGGER.removeHandler(handler)
+                handler.close()
 
 
 @contextmanager
@@ -235,7 +259,12 @@ def _find_cause(error: BaseException, run: Run) -> BaseException:
         if isinstance(link, KeyboardInterrupt | Terminated):
             return error if link is error else type(link)()
         link = link.__context__
-    return explain_os_error(error, error.filename or run.folder) if isinstance(error, OSError) else error
+    if isinstance(error, OSError):
+        return explain_os_error(error, error.filename or run.folder)
+    # A full disk is one of this machine; all else is about what the user gave
+    if run.locations and isinstance(error, KinegraphError) and not isinstance(error, StorageError):
+        return type(error)(*(Problem(**run.show(asdict(problem))) for problem in error.problems))
+    return error
 
 
 def _write_failure(run: Run, error: BaseException) -> None:
@@ -269,17 +298,28 @@ def connect_log(run: Run) -> logging.Handler | None:
 
 
 class _LogFile(logging.FileHandler):
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Not what only a reader of JSON lines is told: it stands in status.json."""
+        return not hasattr(record, "event") and bool(super().filter(record))
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (a name of logging)
         """Say nothing: a full disk shows in status.json and in the run's own error, not once more per message."""
 
 
-def show_messages() -> None:
-    """Show messages on stderr from now on."""
-    if any(isinstance(handler, _Messages) for handler in LOGGER.handlers):
+def show_messages(as_json: bool = False) -> None:
+    """Show messages on stderr from now on: as text, or with progress and status as JSON lines."""
+    if any(isinstance(handler, _Messages | _JsonMessages) for handler in LOGGER.handlers):
         return
-    LOGGER.addHandler(_Messages(logging.INFO))
+    LOGGER.addHandler(_JsonMessages(logging.DEBUG) if as_json else _Messages(logging.INFO))
     LOGGER.setLevel(logging.DEBUG)
     LOGGER.propagate = False
+
+
+def find_message_form() -> Literal["", "text", "json"]:
+    """How this process shows its messages; '' where nobody asked for them."""
+    if any(isinstance(handler, _JsonMessages) for handler in LOGGER.handlers):
+        return "json"
+    return "text" if any(isinstance(handler, _Messages) for handler in LOGGER.handlers) else ""
 
 
 class _Messages(logging.Handler):
@@ -287,6 +327,17 @@ class _Messages(logging.Handler):
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # a progress bar may stand there
         print(clear + prefix + record.getMessage(), file=sys.stderr, flush=True)
+
+
+class _JsonMessages(logging.Handler):
+    """One JSON object a line: event is message, progress, status, or what an action adds (trials)."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event = getattr(record, "event", None)
+        if event is None and record.levelno < logging.INFO:
+            return
+        event = event or {"event": "message", "level": record.levelname.lower(), "message": record.getMessage()}
+        print(dump_json(event), file=sys.stderr, flush=True)
 
 
 @contextmanager

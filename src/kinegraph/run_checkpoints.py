@@ -51,11 +51,16 @@ def find_latest(run: Run, key: str) -> tuple[Path, Checkpoint] | None:
     return None
 
 
-def is_better(metrics: dict[str, float], best: dict[str, Any] | None) -> bool:
-    """By val_acc, then by val_loss; a metric that is not a number never wins."""
+def is_better(metrics: dict[str, float], best: dict[str, Any] | None, best_metric: str = "val_acc") -> bool:
+    """By best_metric, then by the other of val_acc and val_loss; a metric that is not a number never wins."""
     if any(not math.isfinite(metrics[name]) for name in ("val_acc", "val_loss")):
         return False
-    return best is None or (metrics["val_acc"], -metrics["val_loss"]) > (best["val_acc"], -best["val_loss"])
+
+    def rank(values: dict[str, Any]) -> tuple[float, float]:
+        order = (values["val_acc"], -values["val_loss"])
+        return order if best_metric == "val_acc" else order[::-1]
+
+    return best is None or rank(metrics) > rank(best)
 
 
 def list_files(run: Run) -> dict[str, str]:
@@ -110,7 +115,7 @@ class CheckpointKeeper:
 
     def note_metrics(self, metrics: dict[str, float], epoch: int, step: int, on_interval: bool) -> bool:
         """Record the metrics of a validation; True if they are the best so far, and so to be saved."""
-        if not is_better(metrics, self.best):
+        if not is_better(metrics, self.best, self.run.spec.train.best_metric):
             return False
         replaced = self.best["file"] if self.best and not self.best["on_interval"] else None
         self.best = {

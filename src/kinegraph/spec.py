@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator
@@ -14,6 +14,7 @@ from kinegraph.config import (
     MANDATORY,
     SPEC_CONFIG,
     LoadedSpec,
+    SearchRange,
     get_value,
     group,
     list_options,
@@ -21,7 +22,8 @@ from kinegraph.config import (
     option,
     shorten,
 )
-from kinegraph.errors import Problem, SpecError
+from kinegraph.errors import Problem, SpecError, UserError
+from kinegraph.remote import check_writable, is_file, is_folder, is_remote, join
 from kinegraph.skeleton.layouts import LAYOUTS
 
 KEY_VARIABLE = "KINEGRAPH_ENCRYPTION_KEY"
@@ -35,6 +37,9 @@ def _check_layout_name(name: str) -> str:
 
 
 MAX_SEED = 2**63
+
+_SGD_ONLY = {"train.optim.optimizer_type": ("torch.optim.SGD",)}
+_FLAG = (False, True)
 
 LayoutName = Annotated[str, AfterValidator(_check_layout_name)]
 
@@ -58,12 +63,27 @@ class ModelSpec:
     model_type: Literal["ST-GCN"] = option("ST-GCN", "network")
     pretrained_model_path: str = option("", "checkpoint whose weights training starts from", path="input")
     input_channels: int = option(3, "values per joint: 3 for x, y, z; 2 for x, y", minimum=1)
-    dropout: float = option(0.5, "dropout in every block but the first", minimum=0, maximum=1, automl=True)
+    dropout: float = option(
+        0.5,
+        "dropout in every block but the first",
+        minimum=0,
+        maximum=1,
+        automl=True,
+        search=SearchRange(0.0, 0.8),
+    )
     graph_layout: LayoutName = option("nvidia", "joints and edges: a name from `kinegraph layouts`, or a YAML file")
     graph_strategy: Literal["uniform", "distance", "spatial", "spatial_exact"] = option(
-        "spatial", "partition strategy; spatial_exact is the paper's rule"
+        "spatial",
+        "partition strategy; spatial_exact is the paper's rule",
+        search=SearchRange(
+            choices=("uniform", "distance", "spatial", "spatial_exact"), when={"model.pretrained_model_path": ("",)}
+        ),
     )
-    edge_importance_weighting: bool = option(True, "learn a weight for every edge in every block")
+    edge_importance_weighting: bool = option(
+        True,
+        "learn a weight for every edge in every block",
+        search=SearchRange(choices=_FLAG, when={"model.pretrained_model_path": ("",)}),
+    )
 
 
 @dataclass(config=SPEC_CONFIG)
@@ -84,12 +104,22 @@ class DatasetSpec:
     val_dataset: TrainingDataSpec = group(TrainingDataSpec, "what chooses the best checkpoint")
     num_classes: int = option(6, "number of classes; taken from the labels when left out", minimum=1)
     label_map: dict[str, int] | None = option(None, "class name: label; taken from the labels when left out")
-    random_choose: bool = option(False, "training: crop or place clips at random within window_size")
-    random_move: bool = option(False, "training: rotate, scale and shift clips at random")
-    window_size: int = option(
-        -1, "training: frames per clip, padded with zeros; -1: as they are", minimum=-1, automl=True
+    random_choose: bool = option(
+        False,
+        "training: crop or place clips at random within window_size",
+        search=SearchRange(choices=_FLAG),
     )
-    batch_size: int = option(16, "clips per batch and process", minimum=1)
+    random_move: bool = option(
+        False, "training: rotate, scale and shift clips at random", search=SearchRange(choices=_FLAG)
+    )
+    window_size: int = option(
+        -1,
+        "training: frames per clip, padded with zeros; -1: as they are",
+        minimum=-1,
+        automl=True,
+        search=SearchRange(16, None, specials=(-1,), when={"dataset.random_choose": (True,)}),
+    )
+    batch_size: int = option(16, "clips per batch and process", minimum=1, search=SearchRange(4, 128, powers_of=2))
     num_workers: int = option(1, "processes that read data; 0: none", minimum=0)
 
 
@@ -102,19 +132,54 @@ class CudnnSpec:
 @dataclass(config=SPEC_CONFIG)
 class OptimSpec:
     optimizer_type: Literal["torch.optim.SGD", "torch.optim.Adam", "torch.optim.Adamax", "torch.optim.AdamW"] = option(
-        "torch.optim.SGD", "optimizer"
+        "torch.optim.SGD",
+        "optimizer",
+        search=SearchRange(choices=("torch.optim.SGD", "torch.optim.Adam", "torch.optim.Adamax", "torch.optim.AdamW")),
     )
-    lr: float = option(0.1, "learning rate", minimum=0, automl=True)
-    momentum: float = option(0.9, "momentum of SGD", minimum=0, automl=True)
-    nesterov: bool = option(True, "Nesterov momentum of SGD")
-    weight_decay: float = option(1e-4, "weight decay", minimum=0, automl=True)
-    lr_scheduler: Literal["AutoReduce", "MultiStep", "Cosine"] = option("MultiStep", "learning rate over the epochs")
-    lr_monitor: Literal["val_loss", "train_loss"] = option("val_loss", "what AutoReduce watches")
-    patience: int = option(1, "AutoReduce: epochs without gain before a step", minimum=1, automl=True)
-    min_lr: float = option(1e-4, "AutoReduce and Cosine: lowest learning rate", minimum=0)
+    lr: float = option(0.1, "learning rate", minimum=0, automl=True, search=SearchRange(1e-4, 0.5, log=True))
+    momentum: float = option(
+        0.9, "momentum of SGD", minimum=0, automl=True, search=SearchRange(0.5, 0.99, when=_SGD_ONLY)
+    )
+    nesterov: bool = option(True, "Nesterov momentum of SGD", search=SearchRange(choices=_FLAG, when=_SGD_ONLY))
+    weight_decay: float = option(
+        1e-4, "weight decay", minimum=0, automl=True, search=SearchRange(1e-6, 1e-2, log=True, specials=(0.0,))
+    )
+    lr_scheduler: Literal["AutoReduce", "MultiStep", "Cosine"] = option(
+        "MultiStep",
+        "learning rate over the epochs",
+        search=SearchRange(choices=("AutoReduce", "MultiStep", "Cosine")),
+    )
+    lr_monitor: Literal["val_loss", "train_loss"] = option(
+        "val_loss",
+        "what AutoReduce watches",
+        search=SearchRange(choices=("val_loss", "train_loss"), when={"train.optim.lr_scheduler": ("AutoReduce",)}),
+    )
+    patience: int = option(
+        1,
+        "AutoReduce: epochs without gain before a step",
+        minimum=1,
+        automl=True,
+        search=SearchRange(1, 10, when={"train.optim.lr_scheduler": ("AutoReduce",)}),
+    )
+    min_lr: float = option(
+        1e-4,
+        "AutoReduce and Cosine: lowest learning rate",
+        minimum=0,
+        search=SearchRange(
+            1e-6, 1e-3, log=True, specials=(0.0,), when={"train.optim.lr_scheduler": ("AutoReduce", "Cosine")}
+        ),
+    )
     lr_steps: list[int] = option([10, 60], "MultiStep: epochs at which the learning rate drops")
-    lr_decay: float = option(0.1, "MultiStep and AutoReduce: factor of a step", minimum=0, automl=True)
-    warmup_epochs: int = option(0, "epochs over which the learning rate rises to lr", minimum=0)
+    lr_decay: float = option(
+        0.1,
+        "MultiStep and AutoReduce: factor of a step",
+        minimum=0,
+        automl=True,
+        search=SearchRange(0.05, 0.7, log=True, when={"train.optim.lr_scheduler": ("MultiStep", "AutoReduce")}),
+    )
+    warmup_epochs: int = option(
+        0, "epochs over which the learning rate rises to lr", minimum=0, search=SearchRange(0, 5)
+    )
 
 
 @dataclass(config=SPEC_CONFIG)
@@ -127,13 +192,23 @@ class TrainSpec:
     seed: int = option(1234, "seed of everything random; -1: a new one each time", minimum=-1)
     cudnn: CudnnSpec = group(CudnnSpec, "cuDNN settings")
     num_epochs: int = option(10, "epochs in all, also when resuming", minimum=1, popular=True)
+    stop_after_epoch: int = option(
+        -1, "pause once so many of num_epochs are done, to go on later with the same result; -1: no pause", minimum=-1
+    )
     checkpoint_interval: int = option(1, "save every so many epochs or steps", minimum=1, popular=True)
     checkpoint_interval_unit: Literal["epoch", "step"] = option("epoch", "unit of checkpoint_interval")
     validation_interval: int = option(1, "validate every so many epochs", minimum=1, popular=True)
+    best_metric: Literal["val_acc", "val_loss"] = option("val_acc", "what chooses the best checkpoint")
     resume_training_checkpoint_path: str = option("", "checkpoint to go on from", path="input")
     results_dir: str = option("", "results folder; default <results_dir>/train", path="output")
     optim: OptimSpec = group(OptimSpec, "optimizer and learning rate")
-    grad_clip: float = option(0.0, "largest norm of the gradient; 0: no limit", minimum=0, automl=True)
+    grad_clip: float = option(
+        0.0,
+        "largest norm of the gradient; 0: no limit",
+        minimum=0,
+        automl=True,
+        search=SearchRange(0.1, 50.0, log=True, specials=(0.0,)),
+    )
 
 
 @dataclass(config=SPEC_CONFIG)
@@ -193,6 +268,40 @@ class DatasetConvertSpec:
 
 
 @dataclass(config=SPEC_CONFIG)
+class AutomlSpec:
+    engine: Literal["local", "ray"] = option("local", "local: processes of this machine; ray: a Ray cluster")
+    algorithm: str = option(
+        "bayesian", "how trials are chosen; `kinegraph automl --algorithms` lists them", popular=True
+    )
+    metric: str = option("val_acc", "column of metrics.csv that is improved", popular=True)
+    direction: Literal["auto", "maximize", "minimize"] = option(
+        "auto", "auto: accuracies rise, losses and seconds fall"
+    )
+    automl_max_recommendations: int = option(20, "trials in all", minimum=1, popular=True)
+    automl_max_epochs: int = option(27, "asha, hyperband, bohb: epochs of the longest trials", minimum=1, popular=True)
+    automl_reduction_factor: int = option(
+        3, "asha, hyperband, bohb: one trial in so many goes on to the next rung", minimum=2
+    )
+    epoch_multiplier: int = option(1, "asha, hyperband, bohb: factor of all their epochs", minimum=1)
+    automl_max_concurrent: int = option(
+        -1, "trials at the same time; -1: one on a CPU, as many as there are GPUs (4 at most) else", minimum=-1
+    )
+    automl_population_size: int = option(10, "trials of a generation (cmaes, pbt)", minimum=2)
+    automl_delete_intermediate_ckpt: bool = option(True, "remove the checkpoints of all trials but the best")
+    automl_hyperparameters: list[str] = option(
+        [], "searched options: +KEY adds one, -KEY removes one, plain keys replace the default list", popular=True
+    )
+    automl_fixed: list[str] = option([], "options that keep the value of the spec")
+    custom_param_ranges: dict[str, Any] = option(
+        {}, "ranges of your own, KEY: {valid_min: a, valid_max: b} or KEY: {valid_options: [...]}"
+    )
+    schema_path: str = option("", "train schema to take the search space from (TAO's form)", path="input")
+    confirm_seeds: int = option(0, "train your spec and the best one again with so many seeds and compare", minimum=0)
+    seed: int = option(1234, "seed of the search; trainings use train.seed", minimum=0)
+    results_dir: str = option("", "results folder; default <results_dir>/automl", path="output")
+
+
+@dataclass(config=SPEC_CONFIG)
 class Spec:
     """The whole spec. A file may hold the sections of every action; only the running one's are demanded."""
 
@@ -203,6 +312,7 @@ class Spec:
     model: ModelSpec = group(ModelSpec, "the network")
     dataset: DatasetSpec = group(DatasetSpec, "training data")
     train: TrainSpec = group(TrainSpec, "training")
+    automl: AutomlSpec = group(AutomlSpec, "search for better options")
     evaluate: EvaluateSpec = group(EvaluateSpec, "evaluation")
     inference: InferenceSpec = group(InferenceSpec, "inference")
     export: ExportSpec = group(ExportSpec, "export to ONNX")
@@ -212,15 +322,19 @@ class Spec:
 SECTIONS: dict[str, tuple[str, ...]] = {
     "dataset_convert": ("dataset_convert",),
     "train": ("model", "dataset", "train", "wandb"),
+    "automl": ("model", "dataset", "train", "automl", "wandb"),
     "evaluate": ("evaluate",),
     "inference": ("inference",),
     "export": ("export",),
 }
 """The sections whose mandatory values and paths an action demands."""
 
+_TRAINING_DATA = tuple(f"dataset.{part}_dataset.{kind}_path" for part in ("train", "val") for kind in ("data", "label"))
+
 REQUIRED: dict[str, tuple[str, ...]] = {
     "dataset_convert": ("dataset_convert.data",),
-    "train": tuple(f"dataset.{part}_dataset.{kind}_path" for part in ("train", "val") for kind in ("data", "label")),
+    "train": _TRAINING_DATA,
+    "automl": _TRAINING_DATA,
     "evaluate": ("evaluate.checkpoint", "evaluate.test_dataset.data_path", "evaluate.test_dataset.label_path"),
     "inference": ("inference.checkpoint", "inference.test_dataset.data_path"),
     "export": ("export.checkpoint",),
@@ -279,12 +393,26 @@ def find_problems(loaded: LoadedSpec[Spec], action: str) -> list[Problem]:
     ]
 
 
-def find_results_dir(spec: Spec, action: str) -> Path | None:
-    """<action>.results_dir, else <results_dir>/<action>, else None."""
-    own = get_value(spec, action).results_dir
+def find_results_dir(spec: Spec, action: str) -> str | None:
+    """<action>.results_dir, else <results_dir>/<action>, else None: a path or a URI."""
+    own: str = get_value(spec, action).results_dir
     if own:
-        return Path(own)
-    return Path(spec.results_dir) / action if spec.results_dir else None
+        return own
+    return join(spec.results_dir, action) if spec.results_dir else None
+
+
+def list_paths(spec: Spec, action: str, kind: str) -> dict[str, str]:
+    """Key -> location of the paths that an action uses and that are set. `kind` is "input" or "output"."""
+    found = {}
+    for entry in list_options(Spec):
+        if entry.extra.get("path") == kind and entry.key.split(".")[0] in (*SECTIONS[action], "results_dir"):
+            value = get_value(spec, entry.key)
+            if value not in ("", MANDATORY):
+                found[entry.key] = value
+    layout = spec.model.graph_layout
+    if kind == "input" and layout not in LAYOUTS and ("model" in SECTIONS[action] or is_remote(layout)):
+        found["model.graph_layout"] = layout
+    return found
 
 
 def _find_missing(loaded: LoadedSpec[Spec], action: str) -> list[Problem]:
@@ -307,23 +435,30 @@ def _find_missing(loaded: LoadedSpec[Spec], action: str) -> list[Problem]:
 
 
 def _find_missing_files(loaded: LoadedSpec[Spec], action: str) -> list[Problem]:
-    problems = []
-    for entry in list_options(Spec):
-        if entry.key.split(".")[0] not in (*SECTIONS[action], "results_dir") or not entry.extra.get("path"):
-            continue
-        value = get_value(loaded.values, entry.key)
-        if value in ("", MANDATORY):
-            continue
-        place = f"{entry.key} ({loaded.origins.get(entry.key, 'default')})"
-        if "://" in value:
-            problems.append(Problem(place, repr(value), "a path on this machine", "Copy it here first."))
-        elif entry.extra["path"] == "input" and not os.path.isfile(value):  # Path.is_file raises for a long name
-            got = f"{shorten(value)}, which {'is a folder' if os.path.isdir(value) else 'does not exist'}"
-            problems.append(Problem(place, got, "a file", "Check the path."))
-    layout = loaded.values.model.graph_layout
-    if "model" in SECTIONS[action] and layout not in LAYOUTS and not os.path.isfile(layout):
-        problems.append(Problem("model.graph_layout", f"{layout!r}, which does not exist", "a layout file"))
+    problems: list[Problem] = []
+    for kind in ("input", "output"):
+        for key, location in list_paths(loaded.values, action, kind).items():
+            place = f"{key} ({loaded.origins.get(key, 'default')})"
+            try:
+                if kind == "output":
+                    check_writable(location)
+                else:
+                    problems += _find_missing_file(key, place, location)
+            except UserError as error:
+                # Credentials that are refused are refused for every file: what to do about it is said once
+                told = [problem.hint for problem in problems]
+                problems += [
+                    replace(item, where=f"{place}: {item.where}", hint="" if item.hint in told else item.hint)
+                    for item in error.problems
+                ]
     return problems
+
+
+def _find_missing_file(key: str, place: str, location: str) -> list[Problem]:
+    if is_file(location):
+        return []
+    got = f"{shorten(location)}, which {'is a folder' if is_folder(location) else 'does not exist'}"
+    return [Problem(place, got, "a layout file" if key == "model.graph_layout" else "a file", "Check the path.")]
 
 
 def _find_conflicts(spec: Spec, action: str) -> list[Problem]:
@@ -331,7 +466,7 @@ def _find_conflicts(spec: Spec, action: str) -> list[Problem]:
     if action in ("evaluate", "inference") and get_value(spec, action).trt_engine:
         hint = f"Leave it out and set {action}.checkpoint to a .pth or .onnx file."
         problems.append(Problem(f"{action}.trt_engine", "a path", "nothing: TensorRT is not supported yet", hint))
-    if action == "train":
+    if action in ("train", "automl"):
         problems += _find_training_conflicts(spec)
     if action == "dataset_convert":
         problems += _find_window_conflicts(spec.dataset_convert)
@@ -350,6 +485,8 @@ def _find_training_conflicts(spec: Spec) -> list[Problem]:
     if spec.dataset.random_move and spec.model.input_channels < 2:
         expected = "at least 2 channels: it moves x and y"
         problems.append(Problem("dataset.random_move", f"true with {spec.model.input_channels} channel", expected))
+    if train.stop_after_epoch == 0:
+        problems.append(Problem("train.stop_after_epoch", "0", "-1 or a number of epochs of at least 1"))
     optim = train.optim
     if optim.optimizer_type == "torch.optim.SGD" and optim.nesterov and optim.momentum == 0:
         problems.append(

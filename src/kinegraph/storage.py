@@ -8,6 +8,7 @@ import json
 import math
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +16,7 @@ from typing import IO, Any
 
 from kinegraph.errors import Problem, StorageError, UserError
 
-
-def check_local(path: str, where: str) -> None:
-    """Refuse a URI: this version reads and writes local files only."""
-    if "://" in path:
-        expected = "a path on this machine"
-        raise UserError(Problem(where, repr(path), expected, "Copy the data here first, then give its path."))
+LOCK_NAME = ".lock"
 
 
 def explain_os_error(error: OSError, path: Path | str) -> StorageError:
@@ -134,6 +130,51 @@ def append_line(path: Path, line: str) -> None:
             with contextlib.suppress(OSError):
                 os.truncate(path, size)
         raise explain_os_error(error, path) from error
+
+
+def cut_torn_line(path: Path) -> None:
+    """Remove the half line that a kill left at the end of a file of lines. Raises StorageError."""
+    try:
+        with open(path, "rb+") as file:
+            _cut_torn_line(file)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+
+
+@contextmanager
+def lock_folder(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """Keep other processes from running in a folder. The system frees the lock when the process ends, however it does.
+
+    Raises UserError if another process holds it for longer than `wait_s`. Where a file system has no locks, nothing is
+    held.
+    """
+    path = folder / LOCK_NAME
+    try:
+        file = open(path, "ab")  # noqa: SIM115 (it stays open as long as the lock is held)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    with file:
+        _wait_for_lock(file, folder, wait_s)
+        yield
+
+
+def _wait_for_lock(file: IO[bytes], folder: Path, wait_s: float) -> None:
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows
+        return
+    until_s = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return
+        if time.monotonic() >= until_s:
+            hint = "Wait for it or stop it, or choose another results_dir."
+            raise UserError(Problem(str(folder), "a folder that another process is running in", "a free one", hint))
+        time.sleep(0.1)
 
 
 def _cut_torn_line(file: IO[bytes]) -> None:

@@ -27,7 +27,7 @@ from kinegraph.errors import (
     StorageError,
     UserError,
 )
-from kinegraph.fit import TrainingJob, fit
+from kinegraph.fit import TrainingJob, find_last_epoch, fit
 from kinegraph.models.checkpoint import Checkpoint
 from kinegraph.resume import announce_resume, check_same_run, find_resume_point, make_fingerprint
 from kinegraph.run import LOGGER, Result, Run
@@ -53,7 +53,7 @@ def train(spec: Spec, run: Run) -> Result:
         seed = checkpoint.training["seed"]
         if run.writes:
             checkpoint.training["best"] = repair_run(run, path, checkpoint.training["best"])
-        if checkpoint.training["epoch"] >= spec.train.num_epochs:
+        if checkpoint.training["epoch"] >= find_last_epoch(spec.train):
             return _report_complete(checkpoint, spec, run)
         announce_resume(path, checkpoint, spec, run)
     assert train_info.labels is not None and val_info.labels is not None
@@ -120,9 +120,10 @@ def _complete_spec(spec: Spec, num_classes: int, label_map: dict[str, int]) -> S
 
 def _report_complete(checkpoint: Checkpoint, spec: Spec, run: Run) -> Result:
     training = checkpoint.training or {}
+    paused = training["epoch"] < spec.train.num_epochs
     run.info(
         f"Already complete: {run.folder} holds {training['epoch']} of {spec.train.num_epochs} epochs. "
-        "Raise train.num_epochs to train on, or choose another results_dir."
+        f"Raise train.{'stop_after_epoch' if paused else 'num_epochs'} to train on, or choose another results_dir."
     )
     metrics = {**checkpoint.metrics, "best": training["best"], "train_seconds": training["seconds"]}
     return Result(metrics, list_files(run))

@@ -93,7 +93,7 @@ def _open_wandb(run: Run) -> Any:
     try:
         import wandb
 
-        return wandb.init(dir=str(run.folder), config=redact(run.spec), **_translate_wandb(options))
+        return wandb.init(dir=str(run.folder), config=run.show(redact(run.spec)), **_translate_wandb(options))
     except Exception as error:  # a tracker must never fail a run
         run.warn(f"Weights & Biases is off: {type(error).__name__}: {error}")
         return None

@@ -147,7 +147,7 @@ def convert_dataset(spec: Spec, run: Run) -> Result:
     index.unlink(missing_ok=True)
     _write_arrays(plans, shape, options, run)
     _warn_of_old_files(plans, run)
-    write_json(index, _build_index(plans, shape, options))
+    write_json(index, run.show(_build_index(plans, shape, options)))
     run.info(f"{shape[0]} windows of {len(plans)} people written to {run.folder}.")
     metrics = {
         "num_windows": shape[0],

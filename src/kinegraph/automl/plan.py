@@ -1,0 +1,109 @@
+"""What a search will do, before it starts: algorithm, budget, searched options, first trials, time."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from kinegraph.automl.estimate import estimate_epoch_seconds
+from kinegraph.automl.metric import choose_direction
+from kinegraph.automl.samplers import ALGORITHMS, suggest_values
+from kinegraph.automl.study import build_study_space, make_schedule
+from kinegraph.automl.workers import choose_environments
+from kinegraph.config import LoadedSpec
+from kinegraph.run import format_duration
+from kinegraph.spec import Spec, find_results_dir
+
+NUM_SHOWN_TRIALS = 3
+
+
+def make_plan(loaded: LoadedSpec[Spec], with_time: bool = True) -> dict[str, Any]:
+    """The plan of a search as plain data. Raises SpecError where the spec cannot be searched.
+
+    `with_time` measures a training step, to estimate the seconds.
+    """
+    spec = loaded.values
+    options = spec.automl
+    space = build_study_space(spec, loaded.origins)
+    schedule = make_schedule(spec)
+    outlook = schedule.describe()
+    num_workers = 1 if options.engine == "ray" else len(choose_environments(spec))
+    confirm_epochs = 2 * options.confirm_seeds * schedule.max_budget
+    epoch_s = estimate_epoch_seconds(spec) if with_time else None
+    on_gpus = "CUDA_VISIBLE_DEVICES" in choose_environments(spec)[0]
+    epochs = outlook.expected_epochs + confirm_epochs
+    direction = choose_direction(options)
+    first = [
+        suggest_values(space, options.algorithm, options.seed, number, [], direction, options)
+        for number in range(min(NUM_SHOWN_TRIALS, schedule.max_trials))
+    ]
+    return {
+        "algorithm": options.algorithm,
+        "engine": options.engine,
+        "metric": options.metric,
+        "direction": direction,
+        "seed": options.seed,
+        "max_trials": schedule.max_trials,
+        "max_epochs_per_trial": schedule.max_budget,
+        "concurrent_trials": num_workers,
+        "schedule": outlook.as_data(),
+        "confirm_seeds": options.confirm_seeds,
+        "confirm_epochs": confirm_epochs,
+        "searched": space.describe(),
+        "first_trials": first,
+        "seconds_per_epoch": epoch_s,
+        "estimated_seconds": None if epoch_s is None else epoch_s * epochs / (num_workers if on_gpus else 1),
+        "results_dir": str(find_results_dir(spec, "automl")),
+    }
+
+
+def format_plan(plan: dict[str, Any]) -> str:
+    """The plan for people."""
+    lines = [
+        f"Search: {plan['algorithm']}, {plan['direction']} {plan['metric']}, seed {plan['seed']}, {plan['engine']}",
+        f"  {plan['max_trials']} trials of up to {plan['max_epochs_per_trial']} epochs, "
+        f"{plan['concurrent_trials']} at a time",
+        *_format_rungs(plan["schedule"]),
+        f"  {_format_time(plan)}",
+        f"  results: {plan['results_dir']}",
+        "",
+        "Searched options",
+        *_format_searched(plan["searched"]),
+        "",
+        "First trials",
+    ]
+    for number, values in enumerate(plan["first_trials"]):
+        shown = ", ".join(f"{key} {_format_value(value)}" for key, value in values.items())
+        lines.append(f"  {number}{' (your spec)' if number == 0 else ''}: {shown}")
+    return "\n".join(lines)
+
+
+def _format_rungs(schedule: dict[str, Any]) -> list[str]:
+    lines = []
+    if any(len(rungs) > 1 for rungs in schedule["brackets"]):
+        for rungs in schedule["brackets"]:
+            lines.append("  " + " -> ".join(f"{rung['num_trials']} to epoch {rung['budget']}" for rung in rungs))
+    return lines + [f"  {note}" for note in schedule["notes"]]
+
+
+def _format_time(plan: dict[str, Any]) -> str:
+    epochs = f"{plan['schedule']['expected_epochs']} epochs"
+    if plan["confirm_epochs"]:
+        epochs += f" and {plan['confirm_epochs']} to confirm with {plan['confirm_seeds']} seeds"
+    if plan["estimated_seconds"] is None:
+        return f"{epochs}; how long they take could not be measured"
+    return f"{epochs}, about {format_duration(plan['estimated_seconds'])} on this machine"
+
+
+def _format_searched(rows: list[dict[str, Any]]) -> list[str]:
+    width = max((len(row["key"]) for row in rows), default=0)
+    return [f"  {row['key']:<{width}}  {row['range']}" for row in rows]
+
+
+def _format_value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def list_algorithms() -> list[dict[str, Any]]:
+    """The algorithms by name, with the engines that run each and what it does."""
+    return [{"name": name, **asdict(entry)} for name, entry in ALGORITHMS.items()]

@@ -1,0 +1,230 @@
+"""What a study leaves behind: best_rec.json, all_trials.csv, best_spec.yaml and the best trial's checkpoint.
+
+A trial is read from its run folder `<study folder>/<trial.name>`, which holds what the train action writes.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kinegraph.automl.trials import Direction, Trial, find_best, orient
+from kinegraph.config_source import read_source
+from kinegraph.errors import Problem, SpecError
+from kinegraph.predict import write_csv
+from kinegraph.remote import join
+from kinegraph.storage import explain_os_error, write_atomically, write_json
+
+# The run folder's contract (docs/architecture.md). Its home, run_checkpoints.py, imports torch
+BEST_NAME = "pc_model_best.pth"
+BEST_METRICS_NAME = "best.json"
+# Pointers first: a glob passes over a link whose target is gone
+CHECKPOINT_PATTERNS = ("pc_model_latest.pth", BEST_NAME, "model_epoch_*_step_*.pth")
+
+BUDGET_KEYS = ("train.num_epochs", "train.stop_after_epoch")
+"""Options that say how long a trial trains, not what it is: best_rec.json leaves them out."""
+
+FIXED_COLUMNS = ("number", "state", "score", "budget", "seconds")
+
+
+def read_curve(folder: Path, metric: str) -> list[tuple[int, float]]:
+    """(epoch, value) of a metric in the metrics.csv of a train run, by 0-based epoch; only finite values.
+
+    A run that has not got so far has none. Raises SpecError if metrics.csv has no such column.
+    """
+    path = folder / "metrics.csv"
+    try:
+        with open(path, newline="", encoding="utf-8", errors="replace") as file, suppress(csv.Error):
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or ())
+            if columns and metric not in columns:
+                expected = "a column of metrics.csv: " + ", ".join(columns)
+                raise SpecError(Problem("automl.metric", repr(metric), expected))
+            return sorted(_read_points(reader, metric).items())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    return []
+
+
+def _read_points(rows: csv.DictReader[str], metric: str) -> dict[int, float]:
+    points = {}
+    for row in rows:
+        with suppress(KeyError, TypeError, ValueError):  # an empty cell, or a row that something damaged
+            epoch, value = int(row["epoch"]), float(row[metric])
+            if epoch >= 0 and math.isfinite(value):
+                points[epoch] = value
+    return points
+
+
+def read_scores(folder: Path, metric: str, direction: Direction, budget: int) -> tuple[float, int] | None:
+    """The best value of a metric in the first `budget` epochs of a train run, and its epoch (the first of equals).
+
+    None if nothing finite was measured. Raises SpecError for a metric that is not logged.
+    """
+    points = [(value, epoch) for epoch, value in read_curve(folder, metric) if epoch < budget]
+    return max(points, key=lambda point: (orient(point[0], direction), -point[1]), default=None)
+
+
+def write_results(
+    folder: Path,
+    trials: Sequence[Trial],
+    *,
+    metric: str,
+    direction: Direction,
+    experiment_id: str,
+    location: str = "",
+) -> dict[str, str]:
+    """Write the results of a study into its folder; gives back the files by role.
+
+    `location` is where others find the folder (a URI, if it is copied to one). A study in which every trial failed has
+    no best: then only the lists are written. Raises StorageError.
+    """
+    location = location or str(folder)
+    best = find_best(trials, direction)
+    files = {"all_trials": str(folder / "all_trials.csv"), "best_rec": str(folder / "best_rec.json")}
+    write_trials(folder / "all_trials.csv", trials)
+    found: dict[str, Any] = {}
+    if best is not None:
+        found = _copy_best(folder / best.name, folder)
+        if found:
+            files |= {"best": str(folder / BEST_NAME), "best_metrics": str(folder / BEST_METRICS_NAME)}
+        if _write_best_spec(folder, best, f"{metric} {best.score}", location):
+            files["best_spec"] = str(folder / "best_spec.yaml")
+    record = {
+        "schema_version": 1,
+        "experiment_id": experiment_id,
+        "metric_name": metric,
+        "direction": direction,
+        "best": None if best is None else _describe_best(best, found, location),
+        "all_recs": [
+            {"rec_id": trial.number, "score": find_score(trial), "job_id": trial.name} for trial in _sort(trials)
+        ],
+    }
+    write_json(folder / "best_rec.json", record)
+    return files
+
+
+def find_score(trial: Trial) -> float | None:
+    """The score that counts: None for a failed trial and for what is not finite."""
+    is_sound = trial.state != "failed" and trial.score is not None and math.isfinite(trial.score)
+    return trial.score if is_sound else None
+
+
+def _describe_best(best: Trial, found: Mapping[str, Any], location: str) -> dict[str, Any]:
+    return {
+        "rec_id": best.number,
+        "score": best.score,
+        "specs": _nest({key: value for key, value in best.values.items() if key not in BUDGET_KEYS}),
+        "observed_budget": best.budget,
+        "checkpoint_uri": join(location, BEST_NAME) if found else None,
+        "checkpoint_epoch": found.get("epoch"),
+        "checkpoint_step": found.get("step"),
+    }
+
+
+def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *groups, name = key.split(".")
+        node = tree
+        for part in groups:
+            node = node.setdefault(part, {})
+        node[name] = value
+    return tree
+
+
+def write_trials(path: Path, trials: Sequence[Trial]) -> None:
+    """all_trials.csv: a row for each trial by number, a column for each searched option, empty without effect."""
+    ordered = _sort(trials)
+    keys = list(dict.fromkeys(key for trial in ordered for key in trial.values))
+    rows = (
+        [
+            trial.number,
+            trial.state,
+            find_score(trial),
+            trial.budget,
+            round(trial.seconds, 3),
+            *(_write_cell(trial.values.get(key)) for key in keys),
+            trial.error,
+        ]
+        for trial in ordered
+    )
+    write_csv(path, [*FIXED_COLUMNS, *keys, "error"], rows)
+
+
+def _write_cell(value: Any) -> Any:
+    """Numbers and text as they are, everything else as JSON."""
+    return json.dumps(value) if isinstance(value, bool | list | dict) else value
+
+
+def _sort(trials: Sequence[Trial]) -> list[Trial]:
+    return sorted(trials, key=lambda trial: trial.number)
+
+
+def _copy_best(trial_folder: Path, folder: Path) -> dict[str, Any]:
+    """Copy a trial's best checkpoint and its best.json; gives back the latter, {} if there is no checkpoint."""
+    source = trial_folder / BEST_NAME
+    if not source.is_file():
+        return {}
+    try:
+        metrics: dict[str, Any] = json.loads((trial_folder / BEST_METRICS_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        metrics = {}
+    metrics |= {"file": BEST_NAME, "trial": trial_folder.name}
+    try:
+        with open(source, "rb") as original, write_atomically(folder / BEST_NAME) as copy:
+            shutil.copyfileobj(original, copy)
+    except OSError as error:
+        raise explain_os_error(error, source) from error
+    write_json(folder / BEST_METRICS_NAME, metrics)
+    return metrics
+
+
+def _write_best_spec(folder: Path, best: Trial, reached: str, location: str) -> bool:
+    """best_spec.yaml: the trial's effective spec, to be trained in a folder of its own and to the end."""
+    source = folder / best.name / "experiment.yaml"
+    if not source.is_file():
+        return False
+    values = read_source(source)
+    values["results_dir"] = location
+    train = values.setdefault("train", {})
+    train |= {"results_dir": "", "resume_training_checkpoint_path": ""}
+    if "stop_after_epoch" in train:
+        train["stop_after_epoch"] = -1
+    with write_atomically(folder / "best_spec.yaml", "w") as file:
+        file.write(
+            f"# The best configuration found ({best.name}: {reached}). Train it: kinegraph train -e best_spec.yaml\n"
+        )
+        yaml.safe_dump(values, file, sort_keys=False)
+    return True
+
+
+def remove_checkpoints(folder: Path, trials: Collection[Trial], direction: Direction, is_finished: bool) -> int:
+    """Remove the checkpoints of all trials but the best; gives back how many bytes that freed.
+
+    Running trials keep theirs, and so do paused ones, which may be promoted, unless the study is finished. The rest of
+    a run folder stays.
+    """
+    best = find_best(trials, direction)
+    over = ("complete", "failed", "paused") if is_finished else ("complete", "failed")
+    freed_bytes = 0
+    for trial in trials:
+        if trial is best or trial.state not in over:
+            continue
+        for pattern in CHECKPOINT_PATTERNS:
+            for path in (folder / trial.name).glob(pattern):
+                with suppress(OSError):  # a file that stays costs only space
+                    size_bytes = path.lstat().st_size
+                    path.unlink()
+                    freed_bytes += size_bytes
+    return freed_bytes

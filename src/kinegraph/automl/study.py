@@ -1,0 +1,188 @@
+"""A study: trials that are chosen, trained by the workers and recorded, until the schedule has no more to ask for.
+
+All decisions are functions of the list of trials, which the journal holds. So a study that was killed goes on by
+reading the journal, sending out again what was running, and deciding as before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kinegraph.automl.definition import DEFINITION_NAME
+from kinegraph.automl.journal import JOURNAL_NAME, StudyJournal
+from kinegraph.automl.metric import choose_direction
+from kinegraph.automl.results import read_scores
+from kinegraph.automl.samplers import suggest_values
+from kinegraph.automl.schedule import Finished, Promote, Schedule, Start, Wait, plan_schedule
+from kinegraph.automl.space import SearchSpace, build_space
+from kinegraph.automl.trial_spec import build_base, build_trial_spec
+from kinegraph.automl.trials import Direction, Trial, find_best
+from kinegraph.automl.workers import Outcome, WorkerPool, choose_environments
+from kinegraph.data.arrays import open_array
+from kinegraph.errors import DataError, UserError
+from kinegraph.run import Run
+from kinegraph.spec import Spec
+
+MAX_ATTEMPTS = 2
+"""A training whose process was lost (killed, out of memory) is tried once more, from its last checkpoint."""
+POLL_S = 1.0
+
+
+@dataclass
+class Study:
+    """A search in progress: what it searches, how, and the trials so far."""
+
+    spec: Spec
+    run: Run
+    direction: Direction
+    space: SearchSpace
+    schedule: Schedule
+    base: dict[str, Any]
+    journal: StudyJournal
+    trials: list[Trial]
+    started_s: float = field(default_factory=time.monotonic)
+    started: dict[int, float] = field(default_factory=dict)
+    """Trial -> when its training was sent out, by this process."""
+
+    def get_folder(self, trial: Trial) -> Path:
+        """The run folder of a trial."""
+        return self.run.folder / trial.name
+
+    def discard(self) -> None:
+        """Forget everything, so that a corrected spec can start anew in the same folder."""
+        for name in (JOURNAL_NAME, DEFINITION_NAME):
+            (self.run.folder / name).unlink(missing_ok=True)
+
+    def make_spec(self, trial: Trial) -> dict[str, Any]:
+        """What the worker trains: the full schedule, paused at the trial's target."""
+        return build_trial_spec(
+            self.base,
+            trial.values,
+            self.get_folder(trial),
+            num_epochs=self.schedule.max_budget,
+            stop_after_epoch=trial.target,
+            metric=self.spec.automl.metric,
+        )
+
+
+def open_study(spec: Spec, run: Run) -> Study:
+    """The study of a folder, new or as it was left."""
+    direction = choose_direction(spec.automl)
+    schedule = make_schedule(spec)
+    journal = StudyJournal(run.folder, direction)
+    return Study(
+        spec=spec,
+        run=run,
+        direction=direction,
+        space=build_study_space(spec, run.origins),
+        schedule=schedule,
+        base=run.show(build_base(spec, run.origins)),
+        journal=journal,
+        trials=journal.load(),
+    )
+
+
+def build_study_space(spec: Spec, given: Mapping[str, str]) -> SearchSpace:
+    """What is searched: by the options of the spec, or by a schema in TAO's form. `given`: keys that the user gave."""
+    try:
+        num_frames = open_array(spec.dataset.train_dataset.data_path).shape[2]
+    except DataError:
+        num_frames = None  # the training itself tells what is wrong with the data
+    return build_space(spec, given, num_frames=num_frames)
+
+
+def make_schedule(spec: Spec) -> Schedule:
+    """Which trials train how long."""
+    options = spec.automl
+    return plan_schedule(
+        options.algorithm,
+        max_trials=options.automl_max_recommendations,
+        num_epochs=spec.train.num_epochs,
+        max_epochs=options.automl_max_epochs,
+        reduction_factor=options.automl_reduction_factor,
+        epoch_multiplier=options.epoch_multiplier,
+        max_concurrent=len(choose_environments(spec)),
+        direction=choose_direction(options),
+    )
+
+
+def run_trials(study: Study, pool: WorkerPool, show: Callable[[], None]) -> None:
+    """Train until the schedule has no more to ask for; `show` is called when something may have changed."""
+    for trial in study.trials:
+        if trial.state == "running":
+            study.run.info(f"{trial.name} goes on.")
+            _send(study, pool, trial)
+    while True:
+        if pool.num_free:
+            decision = study.schedule.decide(study.trials)
+            if isinstance(decision, Finished):
+                break
+            if not isinstance(decision, Wait):
+                _send(study, pool, _follow(study, decision))
+                continue
+        show()
+        outcome = pool.wait(POLL_S)
+        if outcome is not None:
+            _record(study, pool, outcome)
+
+
+def _follow(study: Study, decision: Start | Promote) -> Trial:
+    """Record a decision before it is carried out."""
+    if isinstance(decision, Promote):
+        trial = study.trials[decision.number]
+        trial.target, trial.state = decision.budget, "running"
+        study.journal.update(trial)
+        return trial
+    options = study.spec.automl
+    values = suggest_values(
+        study.space, options.algorithm, options.seed, decision.number, study.trials, study.direction, options
+    )
+    trial = Trial(decision.number, values, decision.budget, bracket=decision.bracket)
+    study.journal.add(trial, study.space.encode(values), study.space.distributions)
+    study.trials.append(trial)
+    return trial
+
+
+def _send(study: Study, pool: WorkerPool, trial: Trial) -> None:
+    study.started[trial.number] = time.monotonic()
+    pool.submit(trial.name, study.make_spec(trial))
+
+
+def _record(study: Study, pool: WorkerPool, outcome: Outcome) -> None:
+    """What became of a trial: its score, or why there is none."""
+    trial = next(trial for trial in study.trials if trial.name == outcome.name)
+    trial.seconds += time.monotonic() - study.started.pop(trial.number)
+    if outcome.died and trial.attempts + 1 < MAX_ATTEMPTS:
+        trial.attempts += 1
+        study.journal.update(trial)
+        study.run.warn(f"{trial.name}: {outcome.error}. It goes on from its last checkpoint.")
+        _send(study, pool, trial)
+        return
+    error = outcome.error
+    if not error:
+        found = read_scores(study.get_folder(trial), study.spec.automl.metric, study.direction, trial.target)
+        if found is None:
+            error = f"{study.spec.automl.metric} was never a finite number"
+        else:
+            trial.scores[trial.target] = found[0]
+            trial.state = "complete" if trial.target >= study.schedule.max_budget else "paused"
+    if error:
+        trial.state, trial.error = "failed", error
+        study.run.warn(f"{trial.name} failed: {error}")
+    study.journal.update(trial)
+    _report(study, trial)
+    if trial.number == 0 and outcome.is_mistake and len(study.trials) == 1:
+        study.discard()
+        raise UserError(*outcome.problems)  # a mistake in the spec itself, which every trial would repeat
+
+
+def _report(study: Study, trial: Trial) -> None:
+    best = find_best(study.trials, study.direction)
+    metric = study.spec.automl.metric
+    shown = "failed" if trial.state == "failed" else f"{metric} {trial.score:.4f} after {trial.budget} epochs"
+    kpi = {} if best is None else {f"best_{metric}": best.score, "best_trial": best.number}
+    study.run.write_status("RUNNING", f"{trial.name}: {shown}.", kpi=kpi, trial=trial.number)

@@ -1,0 +1,87 @@
+"""`kinegraph automl`: show the plan of a search, ask, then run it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from kinegraph.cli.actions import EXIT_TERMINATED, add_template_hint
+from kinegraph.cli.answers import format_result, print_json, say
+from kinegraph.cli.parameters import (
+    ACTION_HELP,
+    AsJson,
+    JsonProgress,
+    Key,
+    Overrides,
+    ResultsDir,
+    SpecFile,
+    collect_overrides,
+)
+from kinegraph.errors import SpecError
+
+app = typer.Typer()
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Algorithms = Annotated[bool, typer.Option("--algorithms", help="List the algorithms and stop.")]
+
+
+@app.command("automl", help=ACTION_HELP["automl"])
+def automl(
+    overrides: Overrides = None,
+    spec: SpecFile = None,
+    results_dir: ResultsDir = None,
+    key: Key = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    algorithms: Algorithms = False,
+    as_json: AsJson = False,
+    json_progress: JsonProgress = False,
+) -> None:
+    if algorithms:
+        _list_algorithms(as_json)
+        return
+    from kinegraph.actions import run_action
+    from kinegraph.automl.plan import format_plan, make_plan
+    from kinegraph.run import Terminated, show_messages
+    from kinegraph.spec import read_spec
+
+    show_messages(json_progress)
+    changes = collect_overrides(overrides, results_dir, key)
+    try:
+        plan = make_plan(read_spec(spec, changes, "automl"))
+        if dry_run and as_json:
+            print_json({"status": "ok", "action": "automl", "dry_run": True, "plan": plan})
+            return
+        say(format_plan(plan))
+        if dry_run or not (yes or _confirm()):
+            return
+        result = run_action("automl", spec, changes)
+    except Terminated:
+        raise typer.Exit(EXIT_TERMINATED) from None
+    except SpecError as error:
+        raise add_template_hint(error, "automl") if spec is None and not overrides else error from None
+    if as_json:
+        print_json({"status": "ok", "action": "automl", "metrics": result.metrics, "files": result.files})
+    else:
+        print(format_result(result.metrics, result.files))
+
+
+def _confirm() -> bool:
+    """Ask at a terminal; go ahead where nobody can answer."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return True
+    return typer.confirm("Start the search?", default=True, err=True)
+
+
+def _list_algorithms(as_json: bool) -> None:
+    from kinegraph.automl.plan import list_algorithms
+
+    rows = list_algorithms()
+    if as_json:
+        print_json({"status": "ok", "algorithms": rows})
+        return
+    for row in rows:
+        print(f"{row['name']:<12}{', '.join(row['engines']):<12}{row['help']}")

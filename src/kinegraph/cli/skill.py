@@ -1,0 +1,8 @@
+import typer
+
+app = typer.Typer(help="skill")
+
+
+@app.callback()
+def _start() -> None:
+    pass

@@ -1,0 +1,124 @@
+"""Commands that help to write a spec and to look at data: validate, template, schema, layouts, inspect, demo."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kinegraph.cli.actions import EXIT_TERMINATED
+from kinegraph.cli.answers import deliver, format_json, print_json
+from kinegraph.cli.parameters import ActionName, AsJson, OutputFile, Overrides, SpecFile, check_action
+
+app = typer.Typer()
+
+
+@app.command(help="Check a spec without running anything.")
+def validate(
+    overrides: Overrides = None,
+    spec: SpecFile = None,
+    action: Annotated[
+        str | None,
+        typer.Option("--action", metavar="ACTION", help="Also check what this action needs.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    from kinegraph.config import find_changes
+    from kinegraph.spec import read_spec
+
+    if action is not None:
+        check_action(action)
+    loaded = read_spec(spec, overrides or [], action)
+    changes = find_changes(loaded)
+    if as_json:
+        values = {key: {"value": value, "origin": loaded.origins.get(key, "default")} for key, value in changes.items()}
+        print_json({"status": "ok", "action": action, "values": values})
+        return
+    name = spec or "the overrides"
+    print(f"OK: {name}, ready for {action}." if action else f"OK: {name}. --action checks what an action needs.")
+    if changes:
+        print("\nOther than the defaults:")
+    for key, value in changes.items():
+        origin = " (override)" if loaded.origins.get(key) == "override" else ""
+        print(f"  {key} = {json.dumps(value, ensure_ascii=False)}{origin}")
+
+
+@app.command(help="Write a commented spec to fill in.")
+def template(action: ActionName, output: OutputFile = None) -> None:
+    from kinegraph.templates import build_template
+
+    check_action(action)
+    deliver(build_template(action), output)
+
+
+@app.command(help="Write the JSON Schema of a spec.")
+def schema(action: ActionName, output: OutputFile = None) -> None:
+    from kinegraph.templates import build_schema
+
+    check_action(action)
+    deliver(format_json(build_schema(action)), output)
+
+
+@app.command(help="List the skeleton layouts, or show one.")
+def layouts(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A name or a YAML file.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    from kinegraph.skeleton.layouts import LAYOUTS, get_layout
+
+    if name is not None:
+        layout = get_layout(name, "layout")
+        print_json(layout.to_dict()) if as_json else print(_format_layout(layout))
+    elif as_json:
+        print_json([layout.to_dict() for layout in LAYOUTS.values()])
+    else:
+        for layout in LAYOUTS.values():
+            print(f"{layout.name:<16}{layout.num_joints:>3} joints, centre {layout.joints[layout.centre]}")
+        print("\n`kinegraph layouts NAME` shows one. A layout of your own: model.graph_layout: my_layout.yaml")
+
+
+@app.command(help="Show what is in a data set.")
+def inspect(
+    data: Annotated[str, typer.Argument(metavar="DATA.npy", help="Array (N, C, T, V, M).")],
+    labels: Annotated[
+        str | None, typer.Argument(metavar="LABELS", help="Labels: .pkl, .json, .npz or .csv.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    from kinegraph.data.inspect import format_report, inspect_dataset
+
+    report = inspect_dataset(data, labels)
+    print_json(report) if as_json else print(format_report(report))
+
+
+@app.command(help="Try every action on generated data; takes some minutes.")
+def demo(
+    folder: Annotated[
+        str, typer.Option("--folder", metavar="FOLDER", help="Where everything goes.")
+    ] = "kinegraph-demo",
+) -> None:
+    from kinegraph.demo import run_demo
+    from kinegraph.run import Terminated
+
+    try:
+        run_demo(Path(folder))
+    except Terminated:
+        raise typer.Exit(EXIT_TERMINATED) from None
+
+
+def _format_layout(layout: Any) -> str:
+    def name_pairs(pairs: Sequence[tuple[int, int]], sign: str) -> str:
+        return ", ".join(f"{layout.joints[first]} {sign} {layout.joints[second]}" for first, second in pairs)
+
+    lines = [f"{layout.name}: {layout.num_joints} joints, centre {layout.centre} ({layout.joints[layout.centre]})"]
+    lines += ["", "Joints"]
+    lines += [f"  {index:>3}  {joint}" for index, joint in enumerate(layout.joints)]
+    lines += ["", "Edges", "  " + ", ".join(f"{first}-{second}" for first, second in layout.edges)]
+    lines += ["", "Bones (child > parent)", "  " + name_pairs(layout.bones, ">")]
+    lines += ["", "Symmetric", "  " + (name_pairs(layout.symmetric, "|") or "none")]
+    return "\n".join(lines)

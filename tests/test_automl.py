@@ -1,0 +1,449 @@
+"""Studies end to end on tiny data, with real worker processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from kinegraph.actions import automl, evaluate, train
+from kinegraph.automl.definition import check_definition
+from kinegraph.automl.journal import StudyJournal
+from kinegraph.automl.plan import format_plan, make_plan
+from kinegraph.automl.trial_spec import build_base, build_trial_spec
+from kinegraph.automl.trials import Trial, find_best
+from kinegraph.automl.workers import WorkerPool, choose_environments
+from kinegraph.errors import KinegraphError, SpecError, UserError
+from kinegraph.models.checkpoint import read_checkpoint
+from kinegraph.run import Run
+from kinegraph.spec import read_spec
+from small_runs import make_spec, write_small_data
+
+
+def make_search(folder: Path, results: str = "results", **options: Any) -> dict[str, Any]:
+    spec = make_spec(folder, results)
+    spec["automl"] = {"algorithm": "random", "automl_max_recommendations": 3, **options}
+    return spec
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_outcomes(folder: Path) -> list[dict[str, str]]:
+    """all_trials.csv without what differs from run to run."""
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in read_rows(folder)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("automl")
+    write_small_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def searched(data: Path) -> Path:
+    """The study folder of an undisturbed random search."""
+    result = automl(make_search(data, "undisturbed"))
+    return Path(result.files["results_dir"])
+
+
+def test_search_leaves_what_the_facts_say(data: Path, searched: Path) -> None:
+    record = json.loads((searched / "best_rec.json").read_text())
+    assert (record["schema_version"], record["metric_name"], record["direction"]) == (1, "val_acc", "maximize")
+    scores = []
+    for number in range(3):
+        rows = read_rows(searched / f"trial_{number:03d}" / "metrics.csv")
+        assert len(rows) == 2
+        scores.append(max(float(row["val_acc"]) for row in rows))
+    assert [rec["score"] for rec in record["all_recs"]] == scores
+    assert record["best"]["rec_id"] == scores.index(max(scores))
+    assert record["best"]["observed_budget"] == 2
+    checkpoint = read_checkpoint(searched / "pc_model_best.pth")
+    assert checkpoint.metrics["val_acc"] == max(scores)
+    names = {path.name for path in searched.iterdir()}
+    assert {"all_trials.csv", "best_spec.yaml", "study.journal", "experiment.yaml", "status.json"} <= names
+    assert len(list(searched.glob("*.png"))) == 4
+
+
+def test_the_spec_is_trial_0_and_other_trials_differ(searched: Path) -> None:
+    specs = [yaml.safe_load((searched / f"trial_{number:03d}/experiment.yaml").read_text()) for number in range(3)]
+    assert specs[0]["train"]["optim"]["lr"] == 0.01
+    assert specs[0]["model"]["dropout"] == 0.5
+    assert len({spec["train"]["optim"]["lr"] for spec in specs}) == 3
+    assert all(1e-4 <= spec["train"]["optim"]["lr"] <= 0.5 for spec in specs)
+    assert all("random_choose" not in key for spec in specs for key in spec["automl"])
+
+
+def test_only_the_best_trial_keeps_its_checkpoints(searched: Path) -> None:
+    best = json.loads((searched / "best_rec.json").read_text())["best"]["rec_id"]
+    kept = {path.parent.name for path in searched.glob("trial_*/*.pth")}
+    assert kept == {f"trial_{best:03d}"}
+
+
+def test_best_spec_trains_and_evaluates(data: Path, searched: Path, tmp_path: Path) -> None:
+    train(searched / "best_spec.yaml", f"results_dir={tmp_path}")
+    best = json.loads((searched / "best_rec.json").read_text())["best"]
+    scores = [float(row["val_acc"]) for row in read_rows(tmp_path / "train/metrics.csv")]
+    assert max(scores) == best["score"]
+    result = evaluate(
+        {
+            "results_dir": str(tmp_path),
+            "evaluate": {
+                "checkpoint": str(searched / "pc_model_best.pth"),
+                "test_dataset": {"data_path": str(data / "val_data.npy"), "label_path": str(data / "val_label.json")},
+            },
+        }
+    )
+    assert result.metrics["accuracy"] == pytest.approx(100 * best["score"], abs=0.01)
+
+
+def test_finished_search_says_the_same_again_and_more_trials_extend_it(data: Path, searched: Path) -> None:
+    before = read_rows(searched / "all_trials.csv")
+    automl(make_search(data, "undisturbed"))
+    assert read_rows(searched / "all_trials.csv") == before
+    automl(make_search(data, "undisturbed", automl_max_recommendations=4))
+    after = read_rows(searched / "all_trials.csv")
+    assert after[:3] == before and len(after) == 4
+
+
+def test_another_search_in_the_folder_is_refused(data: Path, searched: Path) -> None:
+    with pytest.raises(SpecError, match=r"automl\.seed: got 5, expected 1234"):
+        automl(make_search(data, "undisturbed", seed=5))
+    spec = make_search(data, "undisturbed")
+    spec["train"]["num_epochs"] = 3
+    with pytest.raises(SpecError, match=r"train\.num_epochs: got 3, expected 2"):
+        automl(spec)
+
+
+SEARCH = "import json, sys; from kinegraph.actions import automl; automl(json.loads(sys.argv[1]))"
+
+SEARCH_AND_DIE = textwrap.dedent(
+    """
+    import json, os, signal, sys
+    from kinegraph.actions import automl
+    from kinegraph.automl import study
+
+    spec, moment, count = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    calls = 0
+
+    def die_at(function, after=False):
+        def call(*arguments, **options):
+            global calls
+            calls += 1
+            if calls == count and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = function(*arguments, **options)
+            if calls == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+        return call
+
+    if moment == "before_send":
+        study._send = die_at(study._send)
+    elif moment == "after_send":
+        study._send = die_at(study._send, after=True)
+    elif moment == "before_record":
+        study._record = die_at(study._record)
+    elif moment == "after_record":
+        study._record = die_at(study._record, after=True)
+    automl(spec)
+    """
+)
+
+
+@pytest.mark.parametrize(
+    ("moment", "count"), [("before_send", 2), ("after_send", 2), ("before_record", 1), ("after_record", 2)]
+)
+def test_killed_search_goes_on_to_the_same_trials(data: Path, searched: Path, moment: str, count: int) -> None:
+    spec = make_search(data, f"killed_{moment}")
+    folder = data / f"killed_{moment}" / "automl"
+    done = subprocess.run(
+        [sys.executable, "-c", SEARCH_AND_DIE, json.dumps(spec), moment, str(count)], capture_output=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    automl(spec)
+    assert read_outcomes(folder / "all_trials.csv") == read_outcomes(searched / "all_trials.csv")[:3]
+
+
+def test_a_worker_that_is_killed_goes_on_from_its_checkpoint(data: Path, searched: Path) -> None:
+    spec = make_search(data, "worker_killed")
+    folder = data / "worker_killed" / "automl"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SEARCH, json.dumps(spec)],
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(lambda: list((folder / "trial_000").glob("model_epoch_000*.pth")), process)
+    workers = find_workers(process.pid)
+    assert len(workers) == 1
+    os.kill(workers[0], signal.SIGKILL)
+    assert process.wait(timeout=200) == 0
+    rows = read_outcomes(folder / "all_trials.csv")
+    assert rows == read_outcomes(searched / "all_trials.csv")[:3]
+
+
+def test_workers_end_when_the_search_is_killed(data: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SEARCH, json.dumps(make_search(data, "orphans"))],
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(lambda: find_workers(process.pid), process)
+    workers = find_workers(process.pid)
+    process.kill()
+    process.wait()
+    assert workers
+    wait_for(lambda: not any(is_running(worker) for worker in workers))
+
+
+def wait_for(check: Any, process: subprocess.Popen[Any] | None = None, timeout_s: float = 120) -> None:
+    until_s = time.monotonic() + timeout_s
+    while not check():
+        assert time.monotonic() < until_s, "waited too long"
+        assert process is None or process.poll() is None, "the process ended before"
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def find_workers(parent: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            is_child = path.joinpath("stat").read_text().rpartition(")")[2].split()[1] == str(parent)
+            if is_child and b"kinegraph.automl.worker" in path.joinpath("cmdline").read_bytes():
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_two_workers_try_the_same_random_trials(data: Path, searched: Path) -> None:
+    result = automl(make_search(data, "two_workers", automl_max_concurrent=2))
+    rows = read_outcomes(Path(result.files["results_dir"]) / "all_trials.csv")
+    assert rows == read_outcomes(searched / "all_trials.csv")[:3]
+
+
+def test_promoted_trial_ends_as_one_that_was_never_paused(data: Path, tmp_path: Path) -> None:
+    options = {"algorithm": "asha", "automl_max_epochs": 4, "automl_reduction_factor": 2}
+    spec = make_search(data, "asha", automl_delete_intermediate_ckpt=False, **options)
+    spec["train"]["optim"] |= {"lr_scheduler": "Cosine"}
+    spec["train"]["validation_interval"] = 3
+    result = automl(spec)
+    folder = Path(result.files["results_dir"])
+    rows = read_rows(folder / "all_trials.csv")
+    budgets = sorted(int(row["budget"]) for row in rows)
+    assert budgets[-1] == 4 and budgets[0] == 1
+    number = next(int(row["number"]) for row in rows if row["budget"] == "4")
+    assert result.metrics["best_trial"] == number
+    log = (folder / f"trial_{number:03d}/log.txt").read_text()
+    assert log.count("Resuming from") == 2
+    straight = yaml.safe_load((folder / f"trial_{number:03d}/experiment.yaml").read_text())
+    straight["train"] |= {"results_dir": str(tmp_path), "stop_after_epoch": -1}
+    train(straight)
+    names = sorted(path.name for path in tmp_path.glob("model_epoch_003*.pth"))
+    assert len(names) == 1
+    ours, theirs = (read_checkpoint(place / names[0]) for place in (folder / f"trial_{number:03d}", tmp_path))
+    assert len(ours.state_dict) == 172
+    assert all(torch.equal(ours.state_dict[name], theirs.state_dict[name]) for name in ours.state_dict)
+
+
+def test_a_trial_that_diverges_fails_alone(data: Path) -> None:
+    ranges = {"train.optim.lr": {"valid_min": 1e30, "valid_max": 1e32}}
+    spec = make_search(data, "diverging", custom_param_ranges=ranges, automl_hyperparameters=["train.optim.lr"])
+    result = automl(spec)
+    rows = read_rows(Path(result.files["all_trials"]))
+    assert [row["state"] for row in rows] == ["complete", "failed", "failed"]
+    assert rows[1]["score"] == "" and "finite" in rows[1]["error"]
+    assert result.metrics["best_trial"] == 0 and result.metrics["num_failed"] == 2
+
+
+def test_a_search_without_any_good_trial_fails(data: Path) -> None:
+    spec = make_search(data, "hopeless", automl_max_recommendations=1)
+    spec["train"]["optim"]["lr"] = 1e30
+    with pytest.raises(KinegraphError, match="no trial that ended well") as caught:
+        automl(spec)
+    assert caught.value.exit_code == 1
+
+
+def test_a_mistake_in_the_data_stops_the_search_and_can_be_mended(data: Path) -> None:
+    spec = make_search(data, "mistake", automl_max_recommendations=1)
+    spec["dataset"]["label_map"] = {"one": 0, "two": 1}
+    with pytest.raises(UserError, match="label"):
+        automl(spec)
+    del spec["dataset"]["label_map"]
+    assert automl(spec).metrics["num_trials"] == 1
+
+
+def test_confirmation_trains_both_sides_with_other_seeds(data: Path) -> None:
+    options = {"confirm_seeds": 2, "custom_param_ranges": {"train.optim.lr": {"valid_min": 0.001, "valid_max": 0.1}}}
+    spec = make_search(data, "confirmed", metric="train_loss", **options)
+    spec["train"]["optim"]["lr"] = 1e-7  # so that another trial is the best
+    result = automl(spec)
+    folder = Path(result.files["results_dir"])
+    assert result.metrics["best_trial"] > 0
+    comparison = json.loads((folder / "comparison.json").read_text())
+    assert set(comparison["spec"]["scores"]) == set(comparison["best"]["scores"]) == {"1235", "1236"}
+    for side in ("spec", "best"):
+        for seed in ("1235", "1236"):
+            rows = read_rows(folder / "confirm" / f"{side}_seed_{seed}" / "metrics.csv")
+            assert comparison[side]["scores"][seed] == min(float(row["train_loss"]) for row in rows)
+            experiment = yaml.safe_load((folder / "confirm" / f"{side}_seed_{seed}" / "experiment.yaml").read_text())
+            assert experiment["train"]["seed"] == int(seed)
+
+
+def test_the_key_reaches_workers_and_no_file(data: Path) -> None:
+    result = automl(make_search(data, "encrypted", automl_max_recommendations=1), "encryption_key=Hush-Hush-77")
+    folder = Path(result.files["results_dir"])
+    assert read_checkpoint(folder / "pc_model_best.pth", "Hush-Hush-77").num_classes == 3
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert not [path for path in files if b"Hush-Hush-77" in path.read_bytes()]
+
+
+def test_journal_keeps_trials_and_survives_a_torn_line(tmp_path: Path) -> None:
+    from optuna.distributions import FloatDistribution
+
+    distributions = {"lr": FloatDistribution(0.1, 1.0)}
+    journal = StudyJournal(tmp_path, "minimize")
+    trials = [Trial(number, {"lr": 0.5, "x": [1, "a"]}, 3, bracket=number) for number in range(2)]
+    for trial in trials:
+        journal.add(trial, {"lr": 0.5}, distributions)
+    trials[0].scores, trials[0].state, trials[0].target = {3: 0.25}, "paused", 9
+    journal.update(trials[0])
+    trials[1].state, trials[1].error, trials[1].seconds = "failed", "boom", 2.5
+    journal.update(trials[1])
+    with open(tmp_path / "study.journal", "ab") as file:
+        file.write(b'{"op_code": 8, "worker_id": "x')
+    (tmp_path / "study.journal.lock").symlink_to("nowhere")
+    assert StudyJournal(tmp_path, "minimize").load() == trials
+    trials[0].scores[9], trials[0].state = 0.125, "complete"
+    StudyJournal(tmp_path, "minimize").update(trials[0])
+    assert StudyJournal(tmp_path, "minimize").load() == trials
+
+
+def test_a_damaged_journal_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "study.journal").write_text('{"a": 1}\n{"b"\n')
+    with pytest.raises(KinegraphError, match=r"study\.journal: got a file that cannot be read"):
+        StudyJournal(tmp_path, "maximize")
+
+
+def test_best_is_among_the_largest_budget() -> None:
+    trials = [
+        Trial(0, {}, 9, "complete", scores={3: 0.5, 9: 0.6}),
+        Trial(1, {}, 3, "paused", scores={3: 0.9}),
+        Trial(2, {}, 9, "complete", scores={9: 0.6}),
+        Trial(3, {}, 9, "failed", scores={9: 0.99}),
+        Trial(4, {}, 9, "complete", scores={9: float("nan")}),
+    ]
+    assert find_best(trials, "maximize") is trials[0]
+    trials[2].scores[9] = 0.5
+    assert find_best(trials, "minimize") is trials[2]
+    assert find_best(trials[3:], "maximize") is None
+
+
+def test_trial_spec_states_only_what_the_user_gave(data: Path) -> None:
+    loaded = read_spec(make_search(data), ["encryption_key=secret", "train.optim.momentum=0.8"])
+    base = build_base(loaded.values, loaded.origins)
+    assert base["train"] == {"num_epochs": 2, "accelerator": "cpu", "optim": {"lr": 0.01, "momentum": 0.8}}
+    assert "num_classes" not in base["dataset"]
+    assert not {"encryption_key", "automl", "results_dir"} & set(base)
+    spec = build_trial_spec(base, {"model.dropout": 0.1}, data / "x", num_epochs=9, stop_after_epoch=3, seed=7)
+    assert spec["model"]["dropout"] == 0.1
+    assert spec["train"] | {"optim": 0} == {
+        "num_epochs": 9,
+        "accelerator": "cpu",
+        "optim": 0,
+        "results_dir": str(data / "x"),
+        "stop_after_epoch": 3,
+        "best_metric": "val_acc",
+        "seed": 7,
+    }
+    assert base["train"]["num_epochs"] == 2, "the base is not touched"
+
+
+def test_threads_are_divided_among_workers(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert choose_environments(read_spec(make_search(data)).values) == [{"OMP_NUM_THREADS": "8"}]
+    spec = read_spec(make_search(data, automl_max_concurrent=3)).values
+    assert choose_environments(spec) == [{"OMP_NUM_THREADS": "2"}] * 3
+
+
+def test_gpus_are_divided_among_workers(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 6)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    overrides = ["train.accelerator=auto", "train.num_gpus=2"]
+    found = choose_environments(read_spec(make_search(data), overrides).values)
+    assert found == [{"CUDA_VISIBLE_DEVICES": ids} for ids in ("0,1", "2,3", "4,5")]
+    assert len(choose_environments(read_spec(make_search(data), ["train.accelerator=auto"]).values)) == 4
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,5,3,2,1,0")
+    assert choose_environments(read_spec(make_search(data), overrides).values)[1]["CUDA_VISIBLE_DEVICES"] == "3,2"
+    with pytest.raises(SpecError, match="automl_max_concurrent"):
+        choose_environments(read_spec(make_search(data, automl_max_concurrent=4), overrides).values)
+
+
+def test_definition_ignores_what_decides_nothing(data: Path, tmp_path: Path) -> None:
+    def check(*overrides: str) -> None:
+        check_definition(Run("automl", tmp_path, read_spec(make_search(data), overrides).values))
+
+    check()
+    harmless = ["dataset.num_workers=3", "automl.confirm_seeds=4", "automl.automl_max_recommendations=50"]
+    check(*harmless)
+    with pytest.raises(SpecError) as caught:
+        check("model.dropout=0.1", "automl.algorithm=tpe")
+    assert [problem.where for problem in caught.value.problems] == ["automl.algorithm", "model.dropout"]
+
+
+def test_plan_counts_epochs_and_estimates_time(data: Path) -> None:
+    options = {"algorithm": "hyperband", "automl_max_epochs": 9, "automl_max_recommendations": 100, "confirm_seeds": 2}
+    plan = make_plan(read_spec(make_search(data, **options)))
+    # Hyperband's table for R = 9, eta = 3: 9 -> 3 -> 1, 5 -> 1, 3 (here in several rounds of 17)
+    first = plan["schedule"]["brackets"][:3]
+    assert [[(rung["num_trials"], rung["budget"]) for rung in rungs] for rungs in first] == [
+        [(9, 1), (3, 3), (1, 9)],
+        [(5, 3), (1, 9)],
+        [(3, 9)],
+    ]
+    assert plan["confirm_epochs"] == 2 * 2 * 9
+    epochs = plan["schedule"]["expected_epochs"] + 36
+    assert plan["estimated_seconds"] == pytest.approx(plan["seconds_per_epoch"] * epochs)
+    assert plan["first_trials"][0]["train.optim.lr"] == 0.01
+    text = format_plan(plan)
+    assert "9 to epoch 1 -> 3 to epoch 3 -> 1 to epoch 9" in text and "0 (your spec)" in text
+    assert "train.optim.patience" not in text, "patience has no effect under MultiStep"
+
+
+def test_pool_replaces_a_worker_and_reports_errors(tmp_path: Path, data: Path) -> None:
+    spec = make_spec(data)
+    spec["train"] |= {"results_dir": str(tmp_path / "run"), "num_epochs": 1}
+    broken = {**spec, "dataset": spec["dataset"] | {"batch_size": 0}}
+    with WorkerPool(tmp_path / "logs", [{"OMP_NUM_THREADS": "1"}]) as pool:
+        pool.submit("broken", broken)
+        assert pool.num_free == 0
+        outcome = pool.wait(100)
+        assert outcome is not None and outcome.is_mistake and "batch_size" in outcome.error
+        pool.submit("killed", spec)
+        os.kill(pool._workers[0].process.pid, signal.SIGKILL)
+        outcome = pool.wait(100)
+        assert outcome is not None and outcome.died and "SIGKILL" in outcome.error
+        pool.submit("again", spec)
+        outcome = pool.wait(100)
+        assert outcome is not None and (outcome.name, outcome.error) == ("again", "")
+    assert (tmp_path / "run/pc_model_latest.pth").exists()
