@@ -48,7 +48,9 @@ def start_ray(num_cpus: int = 2) -> Iterator[RayCluster]:
     command += [f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}"]
     command += ["--object-store-memory=80000000"]
     variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    variables |= {"RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{scripts}:{os.environ['PATH']}"}
+    # Without a mode of its own the cluster takes the token of this account, if an earlier one made one
+    variables |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    variables["PATH"] = f"{scripts}:{os.environ['PATH']}"
     with open(folder / "start.log", "wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=variables, start_new_session=True)
     try:

@@ -259,6 +259,11 @@ def test_bohb_asks_the_largest_budget_that_has_enough() -> None:
 
     assert count_high(5) < 0.4 < count_high(20)
     assert abs(count_high(5) - count_high(0)) < 1e-9, "five are not enough"
+    history = [finish(number, given, given[DROPOUT]) for number, given in enumerate(values)]
+    drawn = [
+        suggest(numbers, "bohb", 40, history, seed) == suggest(numbers, "random", 40, [], seed) for seed in range(60)
+    ]
+    assert 0.15 < np.mean(drawn) < 0.5, "one in three is drawn at random"
 
 
 def test_a_finite_space_is_not_tried_twice() -> None:
@@ -280,8 +285,10 @@ def test_a_range_of_one_value() -> None:
 
 def test_trials_of_another_space_are_passed_over(space: SearchSpace, history: list[Trial]) -> None:
     strange = [finish(3, {"train.optim.lr": 99.0}, 1e9), *(trial for trial in history if trial.number != 3)]
-    for algorithm in MODELS:
-        assert space.holds(suggest(space, algorithm, 12, strange))
+    known = [trial for trial in strange if trial.number != 3]
+    assert len(known) == 11
+    for algorithm in ("bayesian", "tpe", "bohb"):
+        assert suggest(space, algorithm, 12, strange) == suggest(space, algorithm, 12, known)
 
 
 def test_numbers_are_short() -> None:

@@ -221,6 +221,8 @@ BAD_RANGES = {
     f"{LR}: got valid_min 0.2 above valid_max 0.1": {LR: {"valid_min": 0.2, "valid_max": 0.1}},
     f"{LR}: got 0.7..0.5, expected a lower bound": {LR: {"valid_min": 0.7}},
     f"{LR}.valid_max: got inf": {LR: {"valid_max": math.inf}},
+    f"{LR}.valid_max: got 1000000": {LR: {"valid_max": 10**400}},
+    f"{LR}: got the choice 10000": {LR: {"valid_options": [10**400]}},
     f"{LR}.valid_max: got nan": {LR: {"valid_max": math.nan}},
     f"{LR}.valid_max: got True": {LR: {"valid_max": True}},
     f"{LR}.valid_max: got '1'": {LR: {"valid_max": "1"}},
@@ -334,6 +336,35 @@ def test_an_option_above_another(is_integer: bool, log: bool) -> None:
         assert min(counts) > 30, "the room above is filled evenly"
     assert not space.holds({"a": 5, "b": 5})
     assert draw(make_space(replace(upper, is_integer=True), a=9), 3) == {"b": 10}
+
+
+def test_the_room_above_another_is_filled_evenly() -> None:
+    for log, ends in ((False, (5, 10)), (True, (math.log(5), math.log(10)))):
+        upper = Dimension("b", SearchRange(1, 10, above="a", log=log), 7.0)
+        drawn = [draw(make_space(upper, a=5), number)["b"] for number in range(1, 501)]
+        counts, _ = np.histogram(np.log(drawn) if log else drawn, bins=4, range=ends)
+        assert counts.sum() == 500
+        assert counts.min() > 60
+
+
+def test_whole_numbers_are_equally_likely() -> None:
+    space = make_space(Dimension("a", SearchRange(1, 4), 2, is_integer=True))
+    drawn = [draw(space, number)["a"] for number in range(1, 801)]
+    assert [drawn.count(number) / 800 for number in (1, 2, 3, 4)] == pytest.approx([0.25] * 4, abs=0.05)
+
+
+def test_conditions_reach_through() -> None:
+    """What depends on an option without effect has none, whatever value that option might have had."""
+    flags = (False, True)
+    space = make_space(
+        Dimension("a", SearchRange(choices=flags), True),
+        Dimension("b", SearchRange(choices=flags, when={"a": (True,)}), True),
+        Dimension("c", SearchRange(choices=flags, when={"b": flags}), True),
+    )
+    drawn = [draw(space, number) for number in range(1, 40)]
+    assert {frozenset(values) for values in drawn} == {frozenset("a"), frozenset("abc")}
+    assert space.defaults == {"a": True, "b": True, "c": True}
+    assert not space.holds({"a": False, "b": True})
 
 
 def test_steps_and_powers() -> None:
@@ -505,6 +536,13 @@ def test_our_own_schema_gives_our_own_space() -> None:
         assert (read.left_out, read.notes) == (own.left_out, ())
 
 
+def test_a_schema_with_nothing_of_our_range() -> None:
+    space = build_from({DROPOUT: leaf(minimum=0.85, maximum=0.95), LR: leaf(maximum=math.inf)})
+    assert all(0.5 <= draw(space, number)[DROPOUT] <= 0.95 for number in range(1, 20))
+    search = find(build_from({DROPOUT: leaf(minimum=0.85, maximum=0.95)}, f"{DROPOUT}=0.9"), DROPOUT).search
+    assert (search.low, search.high) == (0.85, 0.95)
+
+
 def test_powers_in_a_schema() -> None:
     space = build_from({BATCH: {"type": "int", "minimum": 3, "maximum": 40, "math_cond": "^ 2"}})
     assert {draw(space, number)[BATCH] for number in range(1, 60)} == {4, 8, 16, 32}
@@ -519,6 +557,9 @@ BAD_LEAVES: dict[str, dict[str, Any]] = {
     "the choices ['a']": {"enum": ["a"]},
     "0.6 to None": {"minimum": 0.6, "maximum": math.inf},
     "at least 0": {"automl_minimum": -3, "automl_log": False},
+    "math_cond '/ 1e-300'": {"math_cond": "/ 1e-300"},
+    "at most 1e+09 steps": {"math_cond": "/ 0.01", "automl_maximum": 1e200},
+    "maximum 1000000": {"maximum": 10**400},
     "automl_specials 0": {"automl_minimum": 1, "automl_specials": 0},
     "the condition on 'train.oops'": {"math_cond": "> depends_on", "depends_on": "train.oops"},
     f"expected values above those of {LR}": {"math_cond": "> depends_on", "depends_on": LR},

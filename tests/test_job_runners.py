@@ -211,6 +211,15 @@ def test_a_key_by_value_is_not_given_to_ray(tmp_path: Path, ray_address: str) ->
     assert KEY not in str(caught.value)
 
 
+def test_a_job_that_waits_for_a_gpu_can_be_canceled(tmp_path: Path, data: Path, ray_address: str) -> None:
+    spec = make_spec(data, accelerator="gpu")
+    known: Any = {"root": tmp_path / "jobs", "automl_policy": "off", "runner": "ray", "address": ray_address}
+    job = create_job("train", spec=spec, **known)
+    assert (job.status, job.num_gpus) == ("Pending", 1)
+    assert get_job_status(job.id, tmp_path / "jobs").status == "Pending"
+    assert cancel_job(job.id, tmp_path / "jobs").status == "Canceled"
+
+
 def test_a_killed_action_is_an_error(tmp_path: Path, data: Path) -> None:
     job = train_for_ever(tmp_path, data)
     assert job.process is not None
@@ -277,7 +286,10 @@ def test_the_chain_of_jobs_with_an_encrypted_model(tmp_path: Path, data: Path) -
     assert not [path for path in texts if KEY in path.read_text()]
 
 
-def test_the_chain_of_jobs_on_object_storage(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.timeout(600)
+def test_the_chain_of_jobs_from_a_search_on_object_storage(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KINEGRAPH_CACHE", str(tmp_path / "cache"))
     with serve_s3() as server:
         for name, value in server.variables.items():
@@ -287,19 +299,20 @@ def test_the_chain_of_jobs_on_object_storage(tmp_path: Path, data: Path, monkeyp
         spec = make_spec(data, num_epochs=1)
         del spec["dataset"]["train_dataset"], spec["dataset"]["val_dataset"]
         root, source = "s3://bucket/results", "s3://bucket/data"
-        train = run_to_the_end("train", root, spec=spec, automl_policy="off", data_source=source)
-        assert train.results_dir == f"{root}/{train.id}/train"
+        spec["automl"] = {"automl_max_recommendations": 2, "algorithm": "random"}
+        train = run_to_the_end("train", root, spec=spec, data_source=source)
+        assert (train.action, train.results_dir) == ("train", f"{root}/{train.id}/automl")
         export = run_to_the_end("export", root, parent_job_id=train.id[:8])
         jobs = [run_to_the_end("evaluate", root, parent_job_id=train.id, data_source=source)]
         jobs += [run_to_the_end("inference", root, parent_job_id=export.id, data_source=source)]
         keys = set(server.list_keys("results/"))
         for job, name in ((train, "pc_model_best.pth"), (export, "model.onnx"), (jobs[0], "metrics.json")):
-            assert f"results/{job.id}/{job.action}/{name}" in keys
+            assert f"results/{job.id}/{job.effective_action}/{name}" in keys
         for job in (train, export, *jobs):
             assert {f"results/{job.id}/{name}" for name in ("job.json", "spec.yaml", "log.txt")} <= keys
         assert server.get(f"results/{jobs[1].id}/inference/results.txt").count(b"\n") == 5
         assert [job.id for job in list_jobs(root)] == [job.id for job in (jobs[1], jobs[0], export, train)]
-        assert "epoch 1 of 1" in get_job_logs(train.id, root)
+        assert "trial" in get_job_logs(train.id, root)
         contents = [server.get(key) for key in keys if key.endswith((".json", ".yaml", ".txt"))]
         assert len(contents) > 12
         assert not [content for content in contents if server.secret_key.encode() in content]

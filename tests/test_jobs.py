@@ -360,7 +360,6 @@ def test_environment_of_a_job() -> None:
     }
     kept = {"PATH": "/bin", "AWS_REGION": "x"}
     assert build_environment(variables) == kept | {KEY_VARIABLE: KEY}
-    assert build_environment(variables, "") == kept
     assert build_environment(variables, "other") == kept | {KEY_VARIABLE: "other"}
 
 
@@ -712,6 +711,28 @@ def test_answers_that_are_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "answer.json").write_text(text)
     assert read_answer(tmp_path / "answer.json") == {}
     assert read_answer(tmp_path / "none.json") == {}
+
+
+def test_progress_of_a_running_job(tmp_path: Path) -> None:
+    job = make_job(tmp_path, status="Running", owner=describe_process(os.getpid()))
+    assert get_job_status(job.id, tmp_path).progress == {}
+    write_status(
+        job,
+        {"status": "STARTED", "message": "Starting"},
+        {"status": "RUNNING", "epoch": 3, "max_epoch": 9, "kpi": {"val_acc": 0.5}, "eta": "0:01:00.000000"},
+        {"status": "RUNNING", "epoch": 4, "max_epoch": 9, "kpi": {}},
+    )
+    progress = get_job_status(job.id, tmp_path).progress
+    assert progress.pop("timestamp")
+    assert progress == {"epoch": 4, "max_epoch": 9, "eta": "0:01:00.000000", "kpi": {"val_acc": 0.5}}
+    assert read_job(str(tmp_path), job.id).progress == {}
+
+
+def test_a_damaged_record_does_not_hide_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good, bad = make_job(tmp_path), make_job(tmp_path)
+    (tmp_path / bad.id / "job.json").write_text("{")
+    assert [job.id for job in list_jobs(tmp_path)] == [good.id]
+    assert bad.id in caplog.text
 
 
 def test_last_lines_of_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,17 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from kinegraph import file_systems, mirror
+from kinegraph import actions, file_systems, local_run, mirror
 from kinegraph.actions import dataset_convert, evaluate, export, inference, run_action, train
-from kinegraph.errors import KinegraphError, SpecError, StorageError, UserError
+from kinegraph.errors import CheckpointError, KinegraphError, SpecError, StorageError, UserError
 from kinegraph.run import Result
+from kinegraph.skeleton.layouts import LAYOUTS
 from s3_server import BUCKET, S3Server, make_environment, run_proxy, serve_s3
 from small_runs import make_spec, write_small_data
 from test_convert import NUM_JOINTS, make_recording
@@ -53,8 +54,7 @@ def read_everything(server: S3Server, prefix: str) -> dict[str, bytes]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     folder = tmp_path_factory.mktemp("data")
     write_small_data(folder)
-    layout = {"name": "mine", "joints": [f"j{number}" for number in range(17)], "centre": "j0"}
-    layout["edges"] = layout["bones"] = [[f"j{number + 1}", f"j{number}"] for number in range(16)]
+    layout = LAYOUTS["coco"].to_dict() | {"name": "mine"}
     (folder / "layout.yaml").write_text(yaml.safe_dump(layout))
     (folder / "recording.json").write_text(json.dumps(make_recording(list(range(12)))))
     with serve_s3() as running:
@@ -151,13 +151,23 @@ def test_spec_of_a_run_works_on_another_machine(
     use(server, tmp_path / "cache", monkeypatch)
     experiment = yaml.safe_load(server.get("all/train/experiment.yaml"))
     experiment["model"]["graph_layout"] = f"{ROOT}/data/layout.yaml"
-    overrides = [f"results_dir={ROOT}/layout", f"pretrained_model={ROOT}/all/train/pc_model_best.pth"]
-    with pytest.raises(UserError) as caught:
-        train(experiment, *overrides)
-    assert "s3://" in str(caught.value) and str(tmp_path) not in str(caught.value)
-    train(experiment, overrides[0])
-    again = yaml.safe_load(server.get("layout/train/experiment.yaml"))
+    pretrained = f"{ROOT}/all/train/pc_model_best.pth"
+    train(experiment, f"results_dir={ROOT}/again", f"pretrained_model={pretrained}")
+    again = yaml.safe_load(server.get("again/train/experiment.yaml"))
     assert again["model"]["graph_layout"] == f"{ROOT}/data/layout.yaml"
+    assert again["model"]["pretrained_model_path"] == pretrained
+    assert f"Weights start from {pretrained}".encode() in server.get("again/train/log.txt")
+
+
+def test_errors_name_uris(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(server, tmp_path / "cache", monkeypatch)
+    clips = {"data_path": f"{ROOT}/data/val_data.npy", "label_path": f"{ROOT}/data/val_label.json"}
+    server.put("data/model.pth", b"no checkpoint")
+    with pytest.raises(CheckpointError) as caught:
+        evaluate({"results_dir": ROOT, "evaluate": {"checkpoint": f"{ROOT}/data/model.pth", "test_dataset": clips}})
+    assert caught.value.problems[0].where == f"{ROOT}/data/model.pth"
+    last = json.loads(server.get("evaluate/status.json").decode().splitlines()[-1])
+    assert last["status"] == "FAILURE" and f"{ROOT}/data/model.pth" in last["message"]
 
 
 TRAIN_AND_WAIT = """
@@ -272,17 +282,15 @@ def test_results_that_cannot_be_uploaded_are_kept(
 ) -> None:
     clips = {"data_path": f"{ROOT}/data/val_data.npy", "label_path": f"{ROOT}/data/val_label.json"}
     spec = {"evaluate": {"checkpoint": f"{ROOT}/all/train/pc_model_best.pth", "test_dataset": clips}}
+    overrides = [f"results_dir={ROOT}/broken"]
+    use(server, tmp_path, monkeypatch)
     with run_proxy(server.endpoint) as proxy:
-        use(server, tmp_path, monkeypatch)
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        monkeypatch.setattr(mirror.Mirror, "start", lambda self: setattr(proxy, "cuts", 1_000_000))
         proxy.cut_request_after = 1
-        with pytest.raises(KinegraphError) as caught:
-            # The clips are there already; with the server gone after the start, the rest happens here
-            monkeypatch.setattr(
-                "kinegraph.local_run.fetch", lambda uri, progress: fetch_directly(server, uri, tmp_path)
-            )
-            run_action("evaluate", spec, [f"results_dir={ROOT}/broken"])
+        with monkeypatch.context() as patch, pytest.raises(KinegraphError) as caught:
+            # The server is gone once the inputs are there
+            patch.setattr(actions, "fetch_inputs", fetch_inputs_and(lambda: setattr(proxy, "cuts", 1_000_000)))
+            run_action("evaluate", spec, overrides)
         assert isinstance(caught.value, StorageError) and caught.value.exit_code == 1
         folder = next(path for path in tmp_path.glob("results/*/evaluate"))
         assert str(folder) in str(caught.value)
@@ -290,12 +298,16 @@ def test_results_that_cannot_be_uploaded_are_kept(
         assert json.loads((folder / "status.json").read_text().splitlines()[-1])["status"] == "FAILURE"
         assert server.list_keys("broken") == []
         proxy.cuts = 0
-        run_action("evaluate", spec, [f"results_dir={ROOT}/broken"])
+        run_action("evaluate", spec, overrides)
     lines = [json.loads(line)["status"] for line in server.get("broken/evaluate/status.json").decode().splitlines()]
     assert lines == ["STARTED", "RUNNING", "FAILURE", "STARTED", "RUNNING", "SUCCESS"]
 
 
-def fetch_directly(server: S3Server, uri: str, folder: Path) -> Path:
-    path = folder / uri.rpartition("/")[2]
-    path.write_bytes(server.get(uri.removeprefix(f"{ROOT}/")))
-    return path
+def fetch_inputs_and(then: Callable[[], None]) -> Callable[..., None]:
+    fetch_inputs = local_run.fetch_inputs
+
+    def call(*arguments: Any) -> None:
+        fetch_inputs(*arguments)
+        then()
+
+    return call

@@ -45,7 +45,9 @@ class Route:
     reason: str
 
 
-PARAMETERS = r"(?:hyper[ -]?param(?:eter)?s?|parameters?|settings|learning rates?|lr)"
+PARAMETERS = r"(?:hyper[ -]?param(?:eter)?s?|parameters?|settings)"
+ONE_PARAMETER = r"(?:learning rates?|lr|dropout|momentum|weight decay|patience|window(?: size)?|batch size)"
+SEARCHING = r"(?:tun(?:e|ing)|optimi[sz](?:e|ing)|(?:search|explor|vary|chang|touch|alter|adjust|sweep)(?:e|ing)?)"
 TRAINING = r"(?:training(?: run| job)?|train(?: run| job)|run)"
 NO_OTHER_NOUN = (
     r"(?! (?:set|clip|data|file|split|sample|example|epoch|view|person|class|label|action|motion|gesture)s?\b)"
@@ -54,9 +56,10 @@ NO_OTHER_NOUN = (
 LINKS = """
 the a an any all this that my our your its such more further extra additional automatic fancy default whole entire
 kind sort form part step phase stage of to for in it be been being is are was 's has have having had get make making
-bother afford waste time budget interest interested point reason sense thanks i you we me us want think believe feel
-like see would will should must can could may from model training train request job here now just only at also really
-actually even ever again back turn turned switch switched set leave left stay stays remain or nor both either and
+bother afford waste spend time budget interest interested point reason sense thanks i you we me us want think
+believe feel like see would will should must can could may from model training train request job here now just only
+at also really actually even ever again back turn turned switch switched set leave left stay stays remain or nor
+both either and
 """
 """Words that may stand between a negation and what it negates."""
 
@@ -66,11 +69,13 @@ LEXICON: tuple[tuple[str, str], ...] = (
     (
         "neutral",
         r"no problem|no worries|no matter|no hurry|no rush|no doubt|no wonder|(?:no|not) more than|not only"
-        r"|why not|nothing (?:but|except)|if (?:possible|you can|needed|that is ok(?:ay)?)",
+        r"|why not|nothing (?:but|except)|if (?:possible|you can|needed|that is ok(?:ay)?)"
+        r"|(?:see|check|know|test|find out) (?:if|whether)",
     ),
     (
         "plain",
-        rf"(?:plain|vanilla|ordinary) (?:\w+ )?{TRAINING}|(?:train|run)(?:ing)? (?:it |this |the model )?plainly"
+        rf"(?:tune|optimi[sz]e|search) nothing|(?:plain|vanilla|ordinary) (?:\w+ )?{TRAINING}"
+        r"|(?:train|run)(?:ing)? (?:it |this |the model )?plainly"
         r"|(?:train|run) (?:\w+ ){0,3}?(?:just |only |exactly )?once(?= (?:and|with|on|for|only|using|please)\b|$)"
         r"|once only|only once|just once"
         r"|(?:just |only |exactly |a ){0,3}(?:one|single|1)(?: |-)(?:training |train )?(?:run|job)\b"
@@ -79,12 +84,16 @@ LEXICON: tuple[tuple[str, str], ...] = (
         rf"|{PARAMETERS} (?:fixed|unchanged|as they are|as given)",
     ),
     (
+        "part",
+        rf"{SEARCHING}(?: the| my)? {ONE_PARAMETER}",
+    ),
+    (
         "ask",
-        rf"(?:tune|optimi[sz]e|search|explore|vary|change|touch|alter|adjust|sweep)(?: for| over| through)?"
+        rf"{SEARCHING}(?: for| over| through)?"
         rf"(?: (?:the|a|any|my|our|all|best|better|good|optimal)){{0,4}} {PARAMETERS}"
-        rf"|find (?:me )?(?:the |a |some )?(?:best|better|good|optimal) (?:\w+ )?{PARAMETERS}"
+        rf"|find (?:me )?(?:the |a |some )?(?:best|better|good|optimal) (?:\w+ )?(?:{PARAMETERS}|{ONE_PARAMETER})"
         rf"|try (?:out )?(?:several|different|many|various|some|a few|other) (?:\w+ )?(?:{PARAMETERS}|configurations)"
-        rf"|tune|auto[ -]?tune",
+        r"|tune|auto[ -]?tune|let auto[ -]?ml (?:choose|decide|find|pick|search|tune)",
     ),
     (
         "noun",
@@ -107,15 +116,16 @@ LEXICON: tuple[tuple[str, str], ...] = (
     ),
     (
         "go",
-        r"(?:us|enabl|activat|explor|prefer|start|launch|perform|appl|requir|allow|keep|kept|want|need|try|do|run|runn|go|let)"
+        r"(?:us|enabl|activat|explor|prefer|start|launch|perform|appl|requir|allow|keep|kept|want|need|try|do|run|runn|go)"
         r"(?:e|es|ed|ing|s|y|ied|ies)?|(?:turn|switch)(?:ing|ed)? on|include|with|via|through|please|wanted|used",
     ),
     ("on", r"on|true|necessary|yes"),
     ("link", "|".join(LINKS.split())),
 )
-"""Kind of word or phrase -> pattern. The first kind that fits wins; a cue is a noun, an ask or a plain."""
+"""Kind of word or phrase -> pattern. The first kind that fits wins; the cues are nouns, asks, parts and plains."""
 
-CUES = ("noun", "ask", "plain")
+NEUTRAL = re.compile(dict(LEXICON)["neutral"])
+CUES = ("noun", "ask", "part", "plain")
 PASSED = ("link", "go", "on", "neutral", "sign")
 """Kinds that may stand between a negation and its cue; of other cues only after a conjunction."""
 CONJUNCTIONS = ("or", "nor", "and", "/")
@@ -131,6 +141,8 @@ QUOTED = re.compile(
     r"|(?<!\w)'(?:[^'\n]|(?<=\w)'(?=\w)){0,999}'(?!\w)",
     re.DOTALL,
 )
+SETTING = re.compile(r"['\"]?(automl_policy)['\"]?\s*[:=]\s*['\"]?(auto|on|off|true|false)\b['\"]?")
+"""What stands in a spec or a call, with or without quotes."""
 PATHS = re.compile(
     r"(?<!\S)(?:\S*://\S*|(?:~|\.{0,2})/\S+|[^\s/]+/[^\s/]+/\S*)"
     r"|(?<![\w-])[\w-]{1,99}\.(?:ya?ml|npy|json|pkl|pth|onnx|csv|txt|py)\b"
@@ -166,7 +178,7 @@ CORRECTIONS = re.compile(
 
 _SCANNER = re.compile(
     "|".join(f"(?P<{kind}>(?<!\\w)(?:{pattern})(?!\\w))" for kind, pattern in LEXICON)
-    + r"|(?P<sign>[-:=/]+)|(?P<other>[\w'’]+|\S)"
+    + r"|(?P<sign>[-:=/]+|['’]s(?!\w))|(?P<other>[\w'’]+|\S)"
 )
 
 
@@ -259,7 +271,7 @@ def _has_quoted_cue(text: str) -> bool:
 
 
 def _read_request(text: str) -> _Votes:
-    text = QUOTED.sub(" quoted ", _unwrap(text)).lower()
+    text = QUOTED.sub(" quoted ", SETTING.sub(r"\1: \2", _unwrap(text).lower()))
     text = ASIDES.sub(" ", PATHS.sub(" path ", text))
     votes = _Votes()
     for sentence in SENTENCE_END.split(text):
@@ -273,7 +285,7 @@ def _read_request(text: str) -> _Votes:
 def _read_sentence(sentence: str) -> _Votes:
     """The votes of the clauses; "it" is AutoML where the clause before names it."""
     is_question = sentence.rstrip().endswith("?") and not POLITE.search(sentence)
-    is_open = is_question or CONDITIONS.search(re.sub(dict(LEXICON)["neutral"], " ", sentence)) is not None
+    is_open = is_question or CONDITIONS.search(NEUTRAL.sub(" ", sentence)) is not None
     votes = _Votes()
     named_before = False
     for clause in CLAUSE_END.split(sentence):
@@ -284,7 +296,7 @@ def _read_sentence(sentence: str) -> _Votes:
         if PAST.search(clause):
             found = _Votes(named=[*found.on, *found.off, *found.named])
         elif is_open or HEDGES.search(clause):
-            found = _Votes(doubt=[*found.on, *found.off, *found.named])
+            found = _Votes(doubt=[*found.on, *found.off], named=found.named)
         votes.add(found)
     return votes
 
@@ -310,7 +322,8 @@ def _read_clause(words: Sequence[_Word], names_it: bool) -> _Votes:
         is_asked = any(item.kind == "go" for item in words[first:place]) or is_predicate
         if is_pronoun and not flips:
             continue
-        if word.kind in ("noun", "link") and not flips and not is_asked:
+        is_only_named = word.kind in ("noun", "link") and not flips and not is_asked
+        if is_only_named or (word.kind == "part" and flips % 2 == 1):  # "don't tune the lr" is about the lr alone
             votes.named.append(phrase)
         elif (flips % 2 == 1) != (word.kind == "plain"):
             votes.off.append(phrase)

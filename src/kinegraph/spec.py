@@ -292,7 +292,7 @@ class AutomlSpec:
         [], "searched options: +KEY adds one, -KEY removes one, plain keys replace the default list", popular=True
     )
     automl_fixed: list[str] = option([], "options that keep the value of the spec")
-    custom_param_ranges: dict[str, Any] = option(
+    custom_param_ranges: dict[str, Any] | list[dict[str, Any]] = option(
         {}, "ranges of your own, KEY: {valid_min: a, valid_max: b} or KEY: {valid_options: [...]}"
     )
     schema_path: str = option("", "train schema to take the search space from (TAO's form)", path="input")

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from kinegraph.automl.pool import TrainingPool
 from kinegraph.automl.results import read_scores
 from kinegraph.automl.trial_spec import build_trial_spec
 from kinegraph.automl.trials import Direction
-from kinegraph.automl.workers import Outcome, WorkerPool
+from kinegraph.automl.workers import Outcome
 from kinegraph.run import Run
 from kinegraph.spec import Spec
 
@@ -21,7 +22,7 @@ POLL_S = 10.0
 def confirm_best(
     spec: Spec,
     run: Run,
-    pool: WorkerPool,
+    pool: TrainingPool,
     base: Mapping[str, Any],
     best_values: Mapping[str, Any],
     num_epochs: int,
@@ -49,7 +50,7 @@ def confirm_best(
     return {side: dict(sorted(values.items())) for side, values in scores.items()}
 
 
-def _train_all(pool: WorkerPool, specs: Mapping[str, Any]) -> Iterator[Outcome]:
+def _train_all(pool: TrainingPool, specs: Mapping[str, Any]) -> Iterator[Outcome]:
     waiting = list(specs)
     attempts = dict.fromkeys(specs, 0)
     num_left = len(specs)

@@ -7,6 +7,7 @@ import time
 
 from kinegraph.data.arrays import open_array
 from kinegraph.errors import KinegraphError
+from kinegraph.remote import fetch
 from kinegraph.skeleton.layouts import get_layout
 from kinegraph.spec import Spec
 
@@ -22,8 +23,8 @@ def estimate_epoch_seconds(spec: Spec) -> float | None:
     Measured on zeros in the shape of the data, after one step to warm up. Reading the data is not counted.
     """
     try:
-        data = open_array(spec.dataset.train_dataset.data_path)
-        num_val_clips = len(open_array(spec.dataset.val_dataset.data_path))
+        data = open_array(fetch(spec.dataset.train_dataset.data_path))
+        num_val_clips = len(open_array(fetch(spec.dataset.val_dataset.data_path)))
         step_s = _measure_step(spec, data.shape)
     except (KinegraphError, RuntimeError, MemoryError):
         return None

@@ -8,15 +8,15 @@ from typing import Any
 from kinegraph.automl.comparison import Comparison, compare_with_spec, write_comparison
 from kinegraph.automl.confirm import confirm_best
 from kinegraph.automl.plots import write_plots
+from kinegraph.automl.pool import TrainingPool
 from kinegraph.automl.results import remove_checkpoints, write_results
 from kinegraph.automl.study import Study
 from kinegraph.automl.trials import Trial, find_best
-from kinegraph.automl.workers import WorkerPool
 from kinegraph.errors import KinegraphError, Problem
 from kinegraph.run import Result
 
 
-def finish_study(study: Study, pool: WorkerPool) -> Result:
+def finish_study(study: Study, pool: TrainingPool) -> Result:
     """Compare, write everything, remove the checkpoints of other trials.
 
     Raises KinegraphError if no trial ended well.
@@ -48,7 +48,7 @@ def finish_study(study: Study, pool: WorkerPool) -> Result:
     return Result(_sum_up(study, best, comparison), files)
 
 
-def _compare(study: Study, pool: WorkerPool, best: Trial) -> Comparison | None:
+def _compare(study: Study, pool: TrainingPool, best: Trial) -> Comparison | None:
     """Your spec against the best: trained again with new seeds, or else the two trials of the search."""
     options, first = study.spec.automl, study.trials[0]
     compare = partial(compare_with_spec, metric=options.metric, direction=study.direction, num_trials=len(study.trials))

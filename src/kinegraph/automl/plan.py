@@ -50,6 +50,8 @@ def make_plan(loaded: LoadedSpec[Spec], with_time: bool = True) -> dict[str, Any
         "confirm_seeds": options.confirm_seeds,
         "confirm_epochs": confirm_epochs,
         "searched": space.describe(),
+        "not_searched": dict(space.left_out),
+        "notes": list(space.notes),
         "first_trials": first,
         "seconds_per_epoch": epoch_s,
         "estimated_seconds": None if epoch_s is None else epoch_s * epochs / (num_workers if on_gpus else 1),
@@ -68,7 +70,7 @@ def format_plan(plan: dict[str, Any]) -> str:
         f"  results: {plan['results_dir']}",
         "",
         "Searched options",
-        *_format_searched(plan["searched"]),
+        *_format_searched(plan),
         "",
         "First trials",
     ]
@@ -95,9 +97,16 @@ def _format_time(plan: dict[str, Any]) -> str:
     return f"{epochs}, about {format_duration(plan['estimated_seconds'])} on this machine"
 
 
-def _format_searched(rows: list[dict[str, Any]]) -> list[str]:
-    width = max((len(row["key"]) for row in rows), default=0)
-    return [f"  {row['key']:<{width}}  {row['range']}" for row in rows]
+def _format_searched(plan: dict[str, Any]) -> list[str]:
+    rows = plan["searched"]
+    width = max((len(key) for key in [*(row["key"] for row in rows), *plan["not_searched"]]), default=0)
+    lines = [f"  {row['key']:<{width}}  {row['range']}{_format_note(row.get('note'))}" for row in rows]
+    lines += [f"  {key:<{width}}  not searched: {reason}" for key, reason in plan["not_searched"].items()]
+    return lines + [f"  {note}" for note in plan["notes"]]
+
+
+def _format_note(note: str | None) -> str:
+    return f" ({note})" if note else ""
 
 
 def _format_value(value: Any) -> str:

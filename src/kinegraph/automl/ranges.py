@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_origin
 
@@ -13,6 +12,7 @@ from kinegraph.spec import SHORTHANDS, AutomlSpec, Spec
 KEYS_KEY = "automl.automl_hyperparameters"
 FIXED_KEY = "automl.automl_fixed"
 RANGES_KEY = "automl.custom_param_ranges"
+LARGEST = 1e300
 RANGE_FIELDS = ("valid_min", "valid_max", "valid_options")
 
 
@@ -160,12 +160,17 @@ def _find_problem(where: str, entry: Option, content: Mapping[str, Any]) -> Prob
     if entry.extra["search"].choices:
         return Problem(where, "bounds", "valid_options: the option is no number")
     for field, value in content.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not is_number(value):
             return Problem(f"{where}.{field}", shorten(value), "a finite number")
     low, high = content.get("valid_min"), content.get("valid_max")
     if low is not None and high is not None and low > high:
         return Problem(where, f"valid_min {low} above valid_max {high}", "valid_min at most valid_max")
     return None
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a finite number that a float can hold: JSON has integers of any length."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def find_misfit(entry: Option, value: Any) -> str:
@@ -175,8 +180,7 @@ def find_misfit(entry: Option, value: Any) -> str:
         return "" if value in choices else "one of " + ", ".join(choices)
     if entry.type is bool:
         return "" if isinstance(value, bool) else "true or false"
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or (entry.type is int and value != int(value)):
+    if not is_number(value) or (entry.type is int and value != int(value)):
         return "a whole number" if entry.type is int else "a finite number"
     if entry.minimum is not None and value < entry.minimum:
         return f"at least {entry.minimum:g}"

@@ -23,6 +23,7 @@ OPTIMIZER = "train.optim.optimizer_type"
 NESTEROV = "train.optim.nesterov"
 MOMENTUM = "train.optim.momentum"
 WINDOW = "dataset.window_size"
+MAX_STEPS = 1e9
 MOVE = "dataset.random_move"
 
 
@@ -227,6 +228,8 @@ def _find_range_problem(key: str, search: SearchRange, entry: Option, is_custom:
         return Problem(where, _show(search), "a lower bound that is not above the upper one")
     if (search.log or search.powers_of) and search.low <= 0:
         return Problem(where, _show(search), "bounds above 0: it is searched on a logarithmic scale")
+    if search.step and (search.high - search.low) / search.step > MAX_STEPS:
+        return Problem(where, f"{_show(search)} in steps of {search.step:g}", f"at most {MAX_STEPS:g} steps")
     for bound in (search.low, search.high):
         misfit = find_misfit(replace(entry, type=float), bound)
         if misfit:

@@ -24,6 +24,7 @@ from kinegraph.automl.trials import Direction, Trial, find_best
 from kinegraph.automl.workers import Outcome, WorkerPool, choose_environments
 from kinegraph.data.arrays import open_array
 from kinegraph.errors import DataError, UserError
+from kinegraph.remote import fetch
 from kinegraph.run import Run
 from kinegraph.spec import Spec
 
@@ -89,7 +90,7 @@ def open_study(spec: Spec, run: Run) -> Study:
 def build_study_space(spec: Spec, given: Mapping[str, str]) -> SearchSpace:
     """What is searched: by the options of the spec, or by a schema in TAO's form. `given`: keys that the user gave."""
     try:
-        num_frames = open_array(spec.dataset.train_dataset.data_path).shape[2]
+        num_frames = open_array(fetch(spec.dataset.train_dataset.data_path)).shape[2]
     except DataError:
         num_frames = None  # the training itself tells what is wrong with the data
     return build_space(spec, given, num_frames=num_frames)
@@ -112,12 +113,14 @@ def make_schedule(spec: Spec) -> Schedule:
 
 def run_trials(study: Study, pool: WorkerPool, show: Callable[[], None]) -> None:
     """Train until the schedule has no more to ask for; `show` is called when something may have changed."""
-    for trial in study.trials:
-        if trial.state == "running":
-            study.run.info(f"{trial.name} goes on.")
-            _send(study, pool, trial)
+    interrupted = [trial for trial in study.trials if trial.state == "running"]
     while True:
         if pool.num_free:
+            if interrupted:
+                trial = interrupted.pop(0)
+                study.run.info(f"{trial.name} goes on.")
+                _send(study, pool, trial)
+                continue
             decision = study.schedule.decide(study.trials)
             if isinstance(decision, Finished):
                 break

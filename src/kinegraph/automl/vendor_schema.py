@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from kinegraph.automl.ranges import is_number
 from kinegraph.config import Option, SearchRange, shorten
 from kinegraph.errors import Problem, SpecError
 from kinegraph.remote import read_text
@@ -100,10 +101,6 @@ def _is_true(value: Any) -> bool:
     return str(value).lower() in TRUE_WORDS
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _read_leaf(leaf: Mapping[str, Any], entry: Option) -> SearchRange:
     """The range of one option. Raises _UnclearError."""
     own: SearchRange = entry.extra["search"]
@@ -119,7 +116,7 @@ def _read_leaf(leaf: Mapping[str, Any], entry: Option) -> SearchRange:
         own = replace(own, low=own.low if low is None else low, high=own.high if high is None else high)
         own = replace(own, log=_is_true(leaf["automl_log"]) if "automl_log" in leaf else own.log)
         specials = leaf.get("automl_specials", [])
-        if not isinstance(specials, list) or not all(_is_number(special) for special in specials):
+        if not isinstance(specials, list) or not all(is_number(special) for special in specials):
             raise _UnclearError(f"automl_specials {shorten(specials)}", "a list of numbers")
         own = replace(own, specials=tuple(specials))
     else:
@@ -142,7 +139,7 @@ def _read_bound(leaf: Mapping[str, Any], name: str) -> float | None:
         return None
     if value is None or (isinstance(value, float) and math.isinf(value)):
         return None
-    if not _is_number(value):
+    if not is_number(value):
         raise _UnclearError(f"{name} {shorten(value)}", "a number")
     return value
 
@@ -163,7 +160,7 @@ def _intersect(own: SearchRange, low: float | None, high: float | None) -> Searc
 
 def _read_choices(enum: list[Any], weights: Any, entry: Option, own: SearchRange) -> SearchRange:
     """Those choices that are known here, with their weights."""
-    if not own.choices and not all(_is_number(choice) for choice in enum):
+    if not own.choices and not all(is_number(choice) for choice in enum):
         raise _UnclearError(f"the choices {shorten(enum)}", "numbers")
     shares = _read_weights(weights, len(enum)) if weights else (1.0,) * len(enum)
     kept = {
@@ -179,7 +176,7 @@ def _read_choices(enum: list[Any], weights: Any, entry: Option, own: SearchRange
 
 def _read_weights(weights: Any, count: int) -> tuple[float, ...]:
     is_list = isinstance(weights, list) and len(weights) == count
-    if not is_list or not all(isinstance(share, int | float) and 0 <= share < math.inf for share in weights):
+    if not is_list or not all(is_number(share) and share >= 0 for share in weights):
         raise _UnclearError(f"option_weights {shorten(weights)}", f"{count} numbers of at least 0, one per choice")
     if not sum(weights):
         raise _UnclearError("option_weights that are all 0", "at least one above 0")
@@ -200,11 +197,11 @@ def _apply_math(own: SearchRange, leaf: Mapping[str, Any]) -> SearchRange:
         number = float(argument)
     except ValueError:
         number = math.nan
-    if not math.isfinite(number):
+    if not is_number(number):
         raise _UnclearError(f"math_cond {shorten(text)}", expected)
     if sign == "^" and number >= 2 and number.is_integer():
         return replace(own, powers_of=int(number), step=None, log=False)
-    if sign == "/" and number > 0:
+    if sign == "/" and number >= STRICT:
         low = None if own.low is None else math.ceil(own.low / number) * number
         return replace(own, low=low, step=number, powers_of=None, log=False)
     if sign in (">", ">="):

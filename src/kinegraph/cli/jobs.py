@@ -158,7 +158,9 @@ def cancel(job_id: JobId, root: Root = None, as_json: AsJson = False) -> None:
 @app.command("list", help="List the jobs, the newest first.")
 def list_all(root: Root = None, as_json: AsJson = False) -> None:
     from kinegraph.jobs import list_jobs
+    from kinegraph.run import show_messages
 
+    show_messages()
     jobs = list_jobs(root)
     if as_json:
         print_json({"status": "ok", "jobs": [job.as_data() for job in jobs]})
@@ -218,6 +220,9 @@ def _answer(
 
 def _format_state(job: Any) -> str:
     lines = [f"Job {job.id}: {job.effective_action} is {job.status}." + (f" {job.message}" if job.message else "")]
+    if "epoch" in job.progress and "max_epoch" in job.progress:
+        done, num_epochs = job.progress["epoch"] + 1, job.progress["max_epoch"] + 1
+        lines.append(f"  epoch {done} of {num_epochs} is done, {job.progress.get('eta', '?')} left")
     numbers = {name: value for name, value in job.metrics.items() if isinstance(value, int | float)}
     lines += [f"  {name}: {value:.6g}" for name, value in numbers.items()]
     lines += [f"  {role}: {path}" for role, path in job.files.items()]

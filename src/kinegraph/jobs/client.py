@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import yaml
 
 from kinegraph import remote
-from kinegraph.errors import KinegraphError, Problem, UserError, look_up
-from kinegraph.jobs.liveness import judge
+from kinegraph.errors import KinegraphError, Problem, StorageError, UserError, look_up
+from kinegraph.jobs.liveness import judge, read_progress
 from kinegraph.jobs.logs import cut_lines, read_tail
 from kinegraph.jobs.record import (
     CANCEL_NAME,
@@ -29,6 +31,7 @@ from kinegraph.jobs.record import (
 from kinegraph.jobs.request import Request, nest, plan_job
 from kinegraph.jobs.runners import RUNNERS
 from kinegraph.jobs.supervisor import GRACE_S
+from kinegraph.run import LOGGER
 from kinegraph.storage import dump_json
 
 POLL_S = 0.2
@@ -102,6 +105,11 @@ def get_job_status(job_id: str, root: Root = None) -> Job:
 
     A job that is said to run and does not any more is found out (see `liveness`). Raises UserError for an unknown id.
     """
+    job = _look(job_id, root)
+    return replace(job, progress=read_progress(job)) if job.status == "Running" else job
+
+
+def _look(job_id: str, root: Root) -> Job:
     place = find_root(root)
     return _refresh(place, read_job(place, job_id))
 
@@ -117,15 +125,24 @@ def _refresh(root: str, job: Job) -> Job:
         return job
     judged = judge(root, job, end)
     if end.is_certain:
-        write_job(root, judged)
+        with contextlib.suppress(KinegraphError):  # whoever may only read gets the answer all the same
+            write_job(root, judged)
     return judged
 
 
 def list_jobs(root: Root = None) -> list[Job]:
-    """All jobs under a root, the newest first; without asking a cluster, so that a list takes no time."""
+    """All jobs under a root, the newest first; without asking a cluster, so that a list takes no time.
+
+    A record that cannot be read is left out, with a warning.
+    """
     place = find_root(root)
-    jobs = [read_job(place, job_id) for job_id in list_job_ids(place)]
-    jobs = [_refresh(place, job) if job.runner == "local" else job for job in jobs]
+    jobs = []
+    for job_id in list_job_ids(place):
+        try:
+            job = read_job(place, job_id)
+            jobs.append(_refresh(place, job) if job.runner == "local" else job)
+        except (StorageError, UserError) as error:
+            LOGGER.warning("left out: %s", error)
     return sorted(jobs, key=lambda job: job.created_at, reverse=True)
 
 
@@ -134,7 +151,7 @@ def wait_for_job(job_id: str, root: Root = None, timeout_s: float | None = None)
     until_s = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)
     pause_s = POLL_S
     while True:
-        job = get_job_status(job_id, root)
+        job = _look(job_id, root)
         left_s = until_s - time.monotonic()
         if job.has_ended or left_s <= 0:
             return job
@@ -162,7 +179,7 @@ def cancel_job(job_id: str, root: Root = None) -> Job:
     One on another machine is asked to stop by a file in its folder; it may still be Running in the record given back.
     """
     place = find_root(root)
-    job = _refresh(place, read_job(place, job_id))
+    job = _look(job_id, place)
     if job.has_ended:
         return job
     runner = look_up(RUNNERS, job.runner, f"runner of job {job.id}")

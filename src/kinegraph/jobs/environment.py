@@ -21,12 +21,10 @@ PREFIXES = (
 )
 
 
-def build_environment(variables: Mapping[str, str], key: str | None = None) -> dict[str, str]:
+def build_environment(variables: Mapping[str, str], key: str = "") -> dict[str, str]:
     """The variables that a job gets. What torchrun or SLURM set for the caller is not for it.
 
-    `key`: the encryption key of the job, '' for none, None to leave it as the variables have it.
+    `key`: the encryption key of the job, if it does not come from the environment itself.
     """
     chosen = {name: value for name, value in variables.items() if name in NAMES or name.startswith(PREFIXES)}
-    if key is not None:
-        chosen.pop(KEY_VARIABLE, None)
     return {**chosen, KEY_VARIABLE: key} if key else chosen

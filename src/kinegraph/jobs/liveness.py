@@ -21,6 +21,8 @@ from kinegraph.jobs.supervisor import ANSWER_NAME, read_answer
 
 STALE_S = 600.0
 MAX_HEARTBEAT_BYTES = 10_000
+PROGRESS = ("epoch", "max_epoch", "step", "max_step", "time_per_epoch", "eta", "kpi", "message", "timestamp")
+"""What of a line of status.json tells how far a run is."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,19 @@ def _read_heartbeat(root: str, job: Job) -> Any:
         content = json.loads(remote.read_text(location, MAX_HEARTBEAT_BYTES))
         return content.get("time") if isinstance(content, dict) else None
     return None
+
+
+def measure_age_s(job: Job) -> float:
+    """Seconds since the job was created."""
+    created = _parse_time(job.created_at)
+    return (datetime.now(UTC) - created).total_seconds() if created else float("inf")
+
+
+def read_progress(job: Job) -> dict[str, Any]:
+    """How far a job is by its status.json: the last epoch, max_epoch, eta, kpi and so on; {} if it says nothing."""
+    lines = [line for line in _read_status(job) if line.get("status") == "RUNNING"]
+    known = {name: line[name] for line in lines for name in PROGRESS if line.get(name) not in (None, "", {})}
+    return {name: known[name] for name in PROGRESS if name in known}
 
 
 def _parse_time(text: Any) -> datetime | None:

@@ -15,7 +15,6 @@ from kinegraph.jobs.liveness import End, find_silence
 from kinegraph.jobs.logs import read_tail
 from kinegraph.jobs.processes import describe_process, is_alive, is_on_this_machine, send_signal
 from kinegraph.jobs.record import LOG_NAME, Job, find_work_folder, write_job
-from kinegraph.spec import KEY_VARIABLE
 from kinegraph.storage import explain_os_error, make_folder
 
 _LAUNCHED: list[subprocess.Popen[bytes]] = []
@@ -31,9 +30,6 @@ def prepare(root: str, job: Job) -> Job:
 def launch(root: str, job: Job, key: str) -> None:
     """Start the supervisor in a session of its own. It holds until the record names it."""
     folder = make_folder(find_work_folder(root, job.id))
-    environment = build_environment(os.environ)
-    if key:
-        environment[KEY_VARIABLE] = key
     command = [sys.executable, "-m", "kinegraph.jobs.supervisor", root, job.id, "--hold"]
     path = folder / LOG_NAME
     try:
@@ -43,7 +39,7 @@ def launch(root: str, job: Job, key: str) -> None:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
-                env=environment,
+                env=build_environment(os.environ, key),
                 cwd=folder,
                 start_new_session=True,
             )

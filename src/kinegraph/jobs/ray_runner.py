@@ -13,13 +13,17 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from kinegraph import remote
 from kinegraph.errors import KinegraphError, Problem, UserError
-from kinegraph.jobs.liveness import End, find_silence
+from kinegraph.jobs.liveness import End, find_silence, measure_age_s
 from kinegraph.jobs.processes import is_alive
-from kinegraph.jobs.record import Job
+from kinegraph.jobs.record import CANCEL_NAME, Job
 from kinegraph.jobs.resolve import KEY_FROM_CALL
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
+NO_AGENT = "No available agent"
+SUBMIT_S = 60.0
+"""How long submitting is tried. For twice that time it is no wonder that Ray does not know a job."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 STOP_WAIT_S = 15.0
 
@@ -43,10 +47,16 @@ def launch(root: str, job: Job, key: str) -> None:
     command = ["python", "-m", "kinegraph.jobs.supervisor", root, job.id]
     gpus = {"entrypoint_num_gpus": job.num_gpus} if job.num_gpus else {}
     client = _connect(job.runner_address)
-    try:
-        client.submit_job(entrypoint=shlex.join(command), submission_id=_name(job), **gpus)
-    except Exception as error:
-        raise KinegraphError(Problem("runner ray", _describe(error), "a job that Ray takes")) from None
+    until_s = time.monotonic() + SUBMIT_S
+    while True:
+        try:
+            client.submit_job(entrypoint=shlex.join(command), submission_id=_name(job), **gpus)
+            return
+        except Exception as error:
+            # A cluster that has just started says this until its agents are up
+            if NO_AGENT not in str(error) or time.monotonic() >= until_s:
+                raise KinegraphError(Problem("runner ray", _describe(error), "a job that Ray takes")) from None
+        time.sleep(1)
 
 
 def find_end(root: str, job: Job) -> End | None:
@@ -59,9 +69,15 @@ def find_end(root: str, job: Job) -> End | None:
         return find_silence(root, job)
     except RuntimeError as error:
         if "does not exist" in str(error):
+            if measure_age_s(job) < 2 * SUBMIT_S:
+                return None
             return End(f"the Ray cluster at {job.runner_address} does not know the job: was it restarted?", True)
         return find_silence(root, job)
-    if str(getattr(info.status, "value", info.status)) not in ENDED:
+    state = str(getattr(info.status, "value", info.status))
+    if state == "PENDING" and remote.exists(remote.join(root, job.id, CANCEL_NAME)):
+        # Ray keeps it until there is room for it: the supervisor then sees that nobody wants it any more
+        return End("canceled before it started", True)
+    if state not in ENDED:
         return None
     return End(f"Ray ended the job: {' '.join(str(info.message).split())[:500]}", True)
 

@@ -84,7 +84,8 @@ class Job:
     `action` is what was asked for and `effective_action` what runs: automl or train for a train request. `inferred`
     holds the options that were filled in (dotted key -> value). `encryption_key` says where the key comes from, never
     what it is. `owner` is the process that answers for the job: first the one that launches it, then its supervisor;
-    `process` is the action itself. Times are ISO 8601, UTC.
+    `process` is the action itself. `progress` is read from the results when somebody asks, and not kept. Times are
+    ISO 8601, UTC.
     """
 
     id: str
@@ -112,6 +113,7 @@ class Job:
     owner: ProcessInfo | None = None
     process: ProcessInfo | None = None
     exit_code: int | None = None
+    progress: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
 

@@ -84,8 +84,7 @@ class Supervisor:
         spec = self.folder / SPEC_NAME
         if self.is_remote:
             remote.write_text(spec, remote.read_text(remote.join(self.root, self.job.id, SPEC_NAME)))
-        key = read_key_file(self.job.encryption_key) if self.job.encryption_key.startswith(KEY_FROM_FILE) else None
-        key = "" if not self.job.encryption_key else key
+        key = read_key_file(self.job.encryption_key) if self.job.encryption_key.startswith(KEY_FROM_FILE) else ""
         command = build_command(self.job, spec)
         with open(self.folder / ANSWER_NAME, "wb") as answer, open(self.folder / LOG_NAME, "ab") as log:
             action = subprocess.Popen(

@@ -97,7 +97,7 @@ def _describe_input(key: str, action: str) -> dict[str, Any]:
 
 def _describe_sources(action: str) -> dict[str, dict[str, Any]]:
     """Option -> the file of a data folder that serves it. Other label files (.json, .npz, .csv) serve as well."""
-    sources = {}
+    sources: dict[str, dict[str, Any]] = {}
     for key, stem in SOURCE_FILES[action].items():
         if key not in (*MANDATORY_SOURCES[action], *OPTIONAL_SOURCES):
             continue

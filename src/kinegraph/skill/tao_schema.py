@@ -196,4 +196,3 @@ def _describe_condition(search: SearchRange) -> dict[str, Any]:
 def _find_parents(entry: Option) -> list[str]:
     search = entry.extra.get("search")
     return [] if search is None else [*search.when, *([search.above] if search.above else [])]
-
