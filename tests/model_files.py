@@ -15,7 +15,8 @@ from kinegraph.models import build_model
 from kinegraph.models.checkpoint import Checkpoint, write_checkpoint
 from kinegraph.run import Run
 from kinegraph.skeleton.layouts import LAYOUTS
-from kinegraph.spec import ModelSpec, read_spec
+from kinegraph.spec import ModelSpec
+from kinegraph.spec_reading import read_spec
 
 LAYOUT = "coco"
 NUM_JOINTS = 17

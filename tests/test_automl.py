@@ -28,12 +28,13 @@ from kinegraph.automl.workers import WorkerPool, choose_environments
 from kinegraph.errors import KinegraphError, SpecError, UserError
 from kinegraph.models.checkpoint import read_checkpoint
 from kinegraph.run import Run
-from kinegraph.spec import read_spec
+from kinegraph.spec_reading import read_spec
 from small_runs import make_spec, write_small_data
 
 
 def make_search(folder: Path, results: str = "results", **options: Any) -> dict[str, Any]:
     spec = make_spec(folder, results)
+    spec["dataset"]["num_workers"] = 1  # as in the template: trials fork processes that read data
     spec["automl"] = {"algorithm": "random", "automl_max_recommendations": 3, **options}
     return spec
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import yaml
 
 from kinegraph.actions import automl
 from kinegraph.automl.dimensions import Dimension, SearchSpace
-from kinegraph.automl.ray_cluster import connect_ray, divide_cluster
+from kinegraph.automl.ray_cluster import LOOPBACK_VARIABLE, connect_ray, divide_cluster
 from kinegraph.automl.ray_engine import describe_training, list_stops, open_ray_study
 from kinegraph.automl.schedule import plan_schedule
 from kinegraph.automl.trial_files import copy_in, read_population, replace_with
@@ -26,7 +27,8 @@ from kinegraph.config import SearchRange
 from kinegraph.errors import SpecError, UserError
 from kinegraph.models.checkpoint import read_checkpoint
 from kinegraph.run import Run
-from kinegraph.spec import KEY_VARIABLE, read_spec
+from kinegraph.spec import KEY_VARIABLE
+from kinegraph.spec_reading import read_spec
 from small_runs import make_spec, write_small_data
 
 ray = pytest.importorskip("ray")
@@ -128,15 +130,17 @@ def test_killed_search_goes_on_to_the_same_trials(data: Path, searched: Path, cl
     second = states.index("complete", 1)
     process = subprocess.Popen(
         [sys.executable, "-c", SEARCH, json.dumps(spec)],
-        env={**os.environ, "RAY_ADDRESS": cluster},
+        env={**os.environ, "RAY_ADDRESS": cluster, LOOPBACK_VARIABLE: "0"},
         stderr=subprocess.DEVNULL,
     )
     until_s = time.monotonic() + 200
-    while not list((folder / f"trial_{second:03d}").glob("model_epoch_000*.pth")):
-        assert process.poll() is None and time.monotonic() < until_s
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
+    try:
+        while not list((folder / f"trial_{second:03d}").glob("model_epoch_000*.pth")):
+            assert process.poll() is None and time.monotonic() < until_s
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
     first_status = (folder / "trial_000/status.json").read_bytes()
     automl(spec)
     assert read_outcomes(folder / "all_trials.csv") == read_outcomes(searched / "all_trials.csv")
@@ -157,6 +161,7 @@ def test_asha_stops_a_worse_trial_at_its_rung(data: Path, cluster: str) -> None:
         "custom_param_ranges": {"train.optim.lr": {"valid_min": 1e-9, "valid_max": 1e-8}},
     }
     spec = make_search(data, "asha", **options)
+    spec["train"]["optim"]["lr"] = 0.0015
     folder = Path(automl(spec).files["results_dir"])
     rows = read_rows(folder / "all_trials.csv")
     assert [(row["state"], row["budget"]) for row in rows[:2]] == [("complete", "2"), ("paused", "1")]
@@ -358,8 +363,9 @@ def test_a_run_folder_takes_over_another(tmp_path: Path) -> None:
         (folder / "log.txt").write_text(folder.name)
     (source / "best.json").write_text(json.dumps({"file": "model_epoch_000_step_00003.pth"}))
     copy_in(str(source), packed)
+    (packed / "state.json").write_text("{}")
     kept = {"model_epoch_000_step_00003.pth", "model_epoch_002_step_00009.pth", "best.json", "metrics.csv"}
-    assert {path.name for path in packed.iterdir()} == kept
+    assert {path.name for path in packed.iterdir()} == {*kept, "state.json"}
     replace_with(str(target), packed, {"trial": "source", "values": {"lr": 0.5}})
     assert {path.name for path in target.iterdir()} == {*kept, "log.txt", "population.json"}
     assert (target / "metrics.csv").read_text() == "source" and (target / "log.txt").read_text() == "target"
@@ -384,6 +390,18 @@ def test_nodes_are_told_uris_absolute_paths_and_no_key(
     assert files == {"data_path": "s3://bucket/train_data.npy", "label_path": str(data / "train_label.json")}
     assert training["location"] == "s3://bucket/study"
     assert training["is_encrypted"] and KEY not in json.dumps(training)
+
+
+def test_reason_of_a_lost_process_is_one_line(tmp_path: Path) -> None:
+    from kinegraph.automl.ray_trials import _read_reason
+
+    path = tmp_path / "error.txt"
+    trial: Any = SimpleNamespace(error_file=str(path))
+    assert _read_reason(trial) == "no reason is known"
+    path.write_text("Failure # 1 (occurred at 1)\nfirst\nFailure # 2 (occurred at 2)\nThe actor died:\n\texit code 9\n")
+    assert _read_reason(trial) == "The actor died: exit code 9"
+    path.write_text("Failure # 1 (occurred at 1)\nTraceback (most recent call last):\n  File x\nOSError: gone\n")
+    assert _read_reason(trial) == "OSError: gone"
 
 
 def test_node_that_does_not_see_the_results_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

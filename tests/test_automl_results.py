@@ -35,7 +35,7 @@ from kinegraph.automl.table import (
 )
 from kinegraph.automl.trials import Trial
 from kinegraph.errors import SpecError
-from kinegraph.spec import read_spec
+from kinegraph.spec_reading import read_spec
 from small_runs import make_spec, write_small_data
 
 METRICS = """epoch,step,lr,train_loss,train_acc,val_loss,val_acc,seconds

@@ -25,7 +25,8 @@ from kinegraph.automl.space import build_space
 from kinegraph.automl.trials import Trial
 from kinegraph.config import SearchRange
 from kinegraph.errors import SpecError
-from kinegraph.spec import AutomlSpec, read_spec
+from kinegraph.spec import AutomlSpec
+from kinegraph.spec_reading import read_spec
 
 LOCAL = [name for name, algorithm in ALGORITHMS.items() if "local" in algorithm.engines]
 MODELS = ("bayesian", "tpe", "cmaes", "bohb")
@@ -101,7 +102,8 @@ import json, sys
 from kinegraph.automl.samplers import suggest_values
 from kinegraph.automl.space import build_space
 from kinegraph.automl.trials import Trial
-from kinegraph.spec import AutomlSpec, read_spec
+from kinegraph.spec import AutomlSpec
+from kinegraph.spec_reading import read_spec
 overrides, trials, algorithms = json.load(sys.stdin)
 loaded = read_spec(None, overrides)
 space = build_space(loaded.values, loaded.origins, 64)

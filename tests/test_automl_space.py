@@ -23,7 +23,8 @@ from kinegraph.automl.vendor_schema import read_schema
 from kinegraph.config import SearchRange, list_options
 from kinegraph.errors import SpecError
 from kinegraph.skill.tao_schema import build_tao_schema
-from kinegraph.spec import AutomlSpec, Spec, read_spec
+from kinegraph.spec import AutomlSpec, Spec
+from kinegraph.spec_reading import read_spec
 
 OPTIONS = {entry.key: entry for entry in list_options(Spec)}
 SEARCHABLE = [key for key, entry in OPTIONS.items() if "search" in entry.extra]

@@ -14,7 +14,8 @@ from kinegraph.data.synthetic import CLASS_NAMES
 from kinegraph.demo import DemoSize, run_demo
 from kinegraph.errors import UserError
 from kinegraph.run import LOGGER, Result
-from kinegraph.spec import LoadedSpec, Spec, check_spec, read_spec
+from kinegraph.spec import LoadedSpec, Spec
+from kinegraph.spec_reading import check_spec, read_spec
 
 SMALL = DemoSize(train=12, val=6, test=6)
 STEPS = ["train", "evaluate", "inference", "export"]

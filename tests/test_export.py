@@ -23,7 +23,8 @@ from kinegraph.models import build_model
 from kinegraph.models.checkpoint import build_from_checkpoint, write_checkpoint
 from kinegraph.runtime import describe_checkpoint, load
 from kinegraph.skeleton.layouts import LAYOUTS
-from kinegraph.spec import ModelSpec, read_spec
+from kinegraph.spec import ModelSpec
+from kinegraph.spec_reading import read_spec
 from model_files import (
     CLASS_NAMES,
     LABEL_MAP,

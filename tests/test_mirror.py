@@ -199,7 +199,8 @@ def test_best_json_never_names_what_is_not_there(tmp_path: Path, uri: str, monke
     def train() -> None:
         for epoch in range(300):
             (copy.folder / f"model_{epoch}.pth").write_text("x")
-            write_json(copy.folder / "best.json", {"file": f"model_{epoch}.pth"})
+            # Longer each time: the clock of a file system may stand still between two of these epochs
+            write_json(copy.folder / "best.json", {"file": f"model_{epoch}.pth", "filler": "x" * epoch})
             (copy.folder / f"model_{epoch - 1}.pth").unlink(missing_ok=True)
         is_over.set()
 

@@ -23,7 +23,8 @@ import kinegraph.run
 from kinegraph import actions
 from kinegraph.errors import DataError, KinegraphError, Problem, SpecError, StorageError, UserError
 from kinegraph.run import Result, Run, Terminated, format_duration, format_eta, open_run
-from kinegraph.spec import Spec, read_spec
+from kinegraph.spec import Spec
+from kinegraph.spec_reading import read_spec
 
 FIELDS = ["date", "time", "timestamp", "status", "verbosity", "message", "kpi"]
 LAST = ("SUCCESS", "FAILURE")

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
+import kinegraph
 from kinegraph import actions, file_systems, local_run, mirror
 from kinegraph.actions import dataset_convert, evaluate, export, inference, run_action, train
+from kinegraph.cli import main
 from kinegraph.errors import CheckpointError, KinegraphError, SpecError, StorageError, UserError
 from kinegraph.run import Result
 from kinegraph.skeleton.layouts import LAYOUTS
@@ -168,6 +170,24 @@ def test_errors_name_uris(server: S3Server, tmp_path: Path, monkeypatch: pytest.
     assert caught.value.problems[0].where == f"{ROOT}/data/model.pth"
     last = json.loads(server.get("evaluate/status.json").decode().splitlines()[-1])
     assert last["status"] == "FAILURE" and f"{ROOT}/data/model.pth" in last["message"]
+
+
+def test_inspect_load_and_specs_by_uri(
+    server: S3Server,
+    results: dict[str, Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    use(server, tmp_path / "cache", monkeypatch)
+    assert main(["inspect", f"{ROOT}/data/val_data.npy", f"{ROOT}/data/val_label.json", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["data_path"], report["label_path"]) == (f"{ROOT}/data/val_data.npy", f"{ROOT}/data/val_label.json")
+    assert str(tmp_path) not in json.dumps(report)
+    assert main(["validate", "-e", f"{ROOT}/all/train/experiment.yaml", "--action", "train"]) == 0
+    assert main(["validate", "-e", f"{ROOT}/all/train/nothing.yaml"]) == 2
+    assert "nothing.yaml" in capsys.readouterr().err
+    assert kinegraph.load(results["train"].files["best"]).num_classes == 3
 
 
 TRAIN_AND_WAIT = """

@@ -25,7 +25,8 @@ from kinegraph.data.synthetic import write_dataset
 from kinegraph.errors import UserError
 from kinegraph.skill.build import build_skill, list_contents
 from kinegraph.skill.guide import ERRORS, EXIT_CODES
-from kinegraph.spec import SECTIONS, Spec, read_spec
+from kinegraph.spec import SECTIONS, Spec
+from kinegraph.spec_reading import read_spec
 from s3_server import serve_s3
 
 pytestmark = pytest.mark.timeout(900)

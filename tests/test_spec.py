@@ -15,15 +15,8 @@ from kinegraph.actions import ACTIONS
 from kinegraph.config import find_choices, get_value, list_options
 from kinegraph.errors import SpecError
 from kinegraph.run import redact
-from kinegraph.spec import (
-    REQUIRED,
-    SECTIONS,
-    SHORTHANDS,
-    Spec,
-    check_spec,
-    find_results_dir,
-    read_spec,
-)
+from kinegraph.spec import REQUIRED, SECTIONS, SHORTHANDS, Spec
+from kinegraph.spec_reading import check_spec, find_results_dir, read_spec
 from kinegraph.templates import build_schema, build_template
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "kinegraph"

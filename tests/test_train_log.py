@@ -12,7 +12,7 @@ import pytest
 from kinegraph.data.checks import check_dataset
 from kinegraph.errors import DataError
 from kinegraph.run import Run
-from kinegraph.spec import read_spec
+from kinegraph.spec_reading import read_spec
 from kinegraph.train_log import COLUMNS, TrainLog
 
 ROW = {"epoch": 0, "step": 5, "lr": 0.1, "train_loss": 1.5, "train_acc": 0.5, "seconds": 2.0}

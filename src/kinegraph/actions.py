@@ -14,7 +14,8 @@ from typing import Any
 from kinegraph.errors import look_up
 from kinegraph.local_run import fetch_inputs, open_results
 from kinegraph.run import Result, Run, find_launched_rank, open_run
-from kinegraph.spec import Spec, read_spec
+from kinegraph.spec import Spec
+from kinegraph.spec_reading import read_spec
 
 ACTIONS: dict[str, str] = {
     "dataset_convert": "kinegraph.data.convert:convert_dataset",

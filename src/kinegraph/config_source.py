@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from kinegraph.errors import Problem, SpecError
+from kinegraph.errors import Problem, SpecError, UserError
+from kinegraph.remote import fetch, is_remote
 
 MANDATORY = "???"
 HINT_QUOTES = "Write it in quotes, and those in quotes for the shell: 'key=\"value\"'."
@@ -52,6 +53,8 @@ def read_source(source: str | Path | Mapping[str, Any] | None, texts: Collection
         return {}
     if isinstance(source, Mapping):
         return {str(key): _copy_plain(value) for key, value in source.items()}
+    if is_remote(source):
+        source = _fetch(source)
     try:
         with open(source, "rb") as file:
             text = file.read(MAX_FILE_BYTES + 1)
@@ -70,6 +73,13 @@ def read_source(source: str | Path | Mapping[str, Any] | None, texts: Collection
     if not isinstance(content, dict):
         raise SpecError(Problem(str(source), f"a {type(content).__name__}", "a mapping of options"))
     return content
+
+
+def _fetch(source: str | Path) -> Path:
+    try:
+        return fetch(source)
+    except UserError as error:
+        raise SpecError(*error.problems) from None
 
 
 class _UnreadableError(Exception):

@@ -17,7 +17,8 @@ from kinegraph.errors import KinegraphError
 from kinegraph.mirror import Mirror
 from kinegraph.remote import fetch, find_cache_folder, hash_location, is_remote, split_location
 from kinegraph.run import LOCK_WAIT_S, LOGGER, Run, find_launched_rank
-from kinegraph.spec import Spec, find_results_dir, list_paths
+from kinegraph.spec import Spec
+from kinegraph.spec_reading import find_results_dir, list_paths
 from kinegraph.storage import lock_folder, make_folder
 
 COMPANIONS: dict[str, tuple[str, ...]] = {"export.onnx_file": ("labels.txt",)}

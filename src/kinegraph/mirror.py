@@ -3,7 +3,8 @@
 The work goes on in the local folder. A thread looks for whole new or changed files every few seconds. What a file
 names is there before the file: checkpoints go up before best.json, and status.json last of all. What was uploaded is
 remembered beside the folder, by size and time here and version there, so that a run that goes on uploads only what is
-new, and takes over what another machine wrote in the meantime.
+new, and takes over what another machine wrote in the meantime. (Two versions of a file that have the same size, written
+within one tick of the clock, a few milliseconds, count as one.)
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from kinegraph.data.pipeline import InputPipeline
 from kinegraph.errors import CheckpointError, DataError, Problem, UserError, look_up
+from kinegraph.remote import fetch
 from kinegraph.skeleton.layouts import Layout
 from kinegraph.storage import dump_json
 
@@ -362,7 +363,7 @@ def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def load(path: str | Path, backend: str = "auto", key: str = "", device: str = "cpu") -> Predictor:
-    """Open a trained model: a .pth file of Kinegraph or TAO, or an .onnx file.
+    """Open a trained model: a .pth file of Kinegraph or TAO, or an .onnx file; also at an s3:// or other URI.
 
     backend   torch, onnx, or auto: by the ending of the name
     key       of an encrypted checkpoint; default: the environment variable KINEGRAPH_ENCRYPTION_KEY
@@ -370,7 +371,7 @@ def load(path: str | Path, backend: str = "auto", key: str = "", device: str = "
 
     Raises CheckpointError for a file that cannot be read, UserError for the rest.
     """
-    path = Path(path)
+    path = fetch(path)
     if backend == "auto":
         backend = look_up(SUFFIXES, path.suffix.lower(), f"{path}: ending", CheckpointError)
     open_backend = look_up(BACKENDS, backend, "backend", UserError)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import Any
 
@@ -52,7 +53,7 @@ def _compare(study: Study, pool: TrainingPool, best: Trial) -> Comparison | None
     """Your spec against the best: trained again with new seeds, or else the two trials of the search."""
     options, first = study.spec.automl, study.trials[0]
     compare = partial(compare_with_spec, metric=options.metric, direction=study.direction, num_trials=len(study.trials))
-    if best.number == 0:
+    if _is_spec(study, best):
         study.run.info(f"No trial was better than your spec ({options.metric} {best.score:.4f}).")
         return None
     if options.confirm_seeds:
@@ -62,7 +63,7 @@ def _compare(study: Study, pool: TrainingPool, best: Trial) -> Comparison | None
         )
         return compare(scores["spec"], scores["best"])
     seed = study.spec.train.seed
-    at_budget = first.scores.get(best.budget) if first.state != "failed" else None
+    at_budget = first.scores.get(best.budget) if first.state != "failed" and _is_spec(study, first) else None
     if at_budget is None:
         study.run.info("Your spec (trial 0) was not trained as long as the best: automl.confirm_seeds compares them.")
         return None
@@ -78,10 +79,16 @@ def _sum_up(study: Study, best: Trial, comparison: Comparison | None) -> dict[st
         "best_score": best.score,
         "best_epochs": best.budget,
         "best_values": best.values,
-        "spec_score": first.score if first.state != "failed" else None,
+        "spec_score": first.score if first.state != "failed" and _is_spec(study, first) else None,
         "spec_epochs": first.budget,
         "num_trials": len(study.trials),
         "num_failed": sum(trial.state == "failed" for trial in study.trials),
         "trial_seconds": sum(trial.seconds for trial in study.trials),
-        "verdict": comparison.verdict if comparison else "same" if best.number == 0 else "not known",
+        "verdict": comparison.verdict if comparison else "same" if _is_spec(study, best) else "not known",
     }
+
+
+def _is_spec(study: Study, trial: Trial) -> bool:
+    """Whether it is the user's spec still: in a population trial 0 may have gone on from another."""
+    values, spec_values = (json.dumps(found, sort_keys=True) for found in (trial.values, study.space.defaults))
+    return trial.number == 0 and values == spec_values

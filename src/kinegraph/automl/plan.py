@@ -12,7 +12,8 @@ from kinegraph.automl.study import build_study_space, make_schedule
 from kinegraph.automl.workers import choose_environments
 from kinegraph.config import LoadedSpec
 from kinegraph.run import format_duration
-from kinegraph.spec import Spec, find_results_dir
+from kinegraph.spec import Spec
+from kinegraph.spec_reading import find_results_dir
 
 NUM_SHOWN_TRIALS = 3
 

@@ -29,6 +29,7 @@ SETTINGS = {
     # Tune's own tables and files beside ours
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     # An interrupt ends the action, which says so; Tune would end as if it had finished
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
@@ -131,7 +132,7 @@ def _start(ray: Any, key: str) -> Iterator[None]:
 
 @contextmanager
 def _stay_on_loopback(ray: Any) -> Iterator[None]:
-    """The variable is read when Ray is imported, which may have happened before; its processes read it when they start."""
+    """The variable is read when Ray is imported, which may have been before; its processes read it when they start."""
     constants = ray._private.ray_constants
     before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
     try:

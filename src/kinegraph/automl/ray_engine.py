@@ -21,7 +21,6 @@ from kinegraph.automl.journal import StudyJournal
 from kinegraph.automl.metric import choose_direction
 from kinegraph.automl.progress import open_table, show_study
 from kinegraph.automl.ray_cluster import Share, connect_ray, divide_cluster
-from kinegraph.automl.results import remove_checkpoints
 from kinegraph.automl.samplers import check_algorithm
 from kinegraph.automl.schedule import Schedule, plan_schedule
 from kinegraph.automl.study import Study, build_study_space
@@ -29,11 +28,12 @@ from kinegraph.automl.trial_files import POPULATION_NAME, collect, read_populati
 from kinegraph.automl.trial_spec import build_base, build_trial_spec, set_value
 from kinegraph.automl.trials import Trial, find_best
 from kinegraph.config import get_value
-from kinegraph.errors import look_up
+from kinegraph.errors import KinegraphError, Problem, look_up
 from kinegraph.file_systems import open_location
 from kinegraph.remote import is_remote, join, remove
 from kinegraph.run import Result, Run, find_encryption_key
-from kinegraph.spec import Spec, list_paths
+from kinegraph.spec import Spec
+from kinegraph.spec_reading import list_paths
 
 TUNE_FOLDER = ".ray"
 """What Tune writes, in the study's folder; hidden, so that it is not mirrored. Of use only while the search runs."""
@@ -150,6 +150,7 @@ def _has(nested: Mapping[str, Any], key: str) -> bool:
 def _tune(study: Study, share: Share, training: dict[str, Any], show: Any) -> None:
     """Let Tune train what is left of the study."""
     from ray import tune
+    from ray.tune.error import TuneError
 
     from kinegraph.automl.ray_trainable import TrialTraining
     from kinegraph.automl.ray_trials import Recorder, StudyTrials
@@ -179,6 +180,11 @@ def _tune(study: Study, share: Share, training: dict[str, Any], show: Any) -> No
             trial_dirname_creator=lambda trial: trial.trial_id,
             **_open_storage(storage),
         )
+    except TuneError as error:
+        if recorder.mistake:
+            raise recorder.mistake from None
+        got = str(error).strip().splitlines()[-1]
+        raise KinegraphError(Problem("Ray Tune", got, "a search that goes on")) from error
     finally:
         remove(storage)
 
@@ -261,5 +267,4 @@ def _finish(study: Study, share: Share, training: dict[str, Any]) -> Result:
         for trial in study.trials:
             if trial is not best:
                 remove_all_checkpoints(join(location, trial.name))
-        remove_checkpoints(study.run.folder, study.trials, study.direction, is_finished=True)
     return result

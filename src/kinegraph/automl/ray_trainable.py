@@ -65,11 +65,9 @@ class TrialTraining(Trainable):
 
     def load_checkpoint(self, checkpoint_dir: Any) -> None:
         """Its own: the run folder has it already. Another trial's: the run folder goes on from that."""
-        path = Path(checkpoint_dir, STATE_NAME)
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = json.loads(Path(checkpoint_dir, STATE_NAME).read_text(encoding="utf-8"))
         self.epochs = state["epochs"]
         if state["trial"] != self.trial_id:
-            path.unlink()
             replace_with(self.location, Path(checkpoint_dir), {**state, "values": self.values})
 
     def _make_spec(self, stop: int) -> dict[str, Any]:

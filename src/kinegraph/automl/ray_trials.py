@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
@@ -23,6 +24,8 @@ from kinegraph.automl.trial_files import collect
 from kinegraph.automl.trials import Trial
 from kinegraph.errors import Problem, UserError
 from kinegraph.remote import is_remote, join
+
+MAX_REASON = 300
 
 
 class StudyTrials(SearchAlgorithm):
@@ -82,6 +85,8 @@ class Recorder(Callback):
 
     def __init__(self, study: Study, location: str, keeps_steps: bool, show: Callable[[], None]) -> None:
         self.study, self.location, self.keeps_steps, self.show = study, location, keeps_steps, show
+        self.mistake: UserError | None = None
+        """Why the search was given up; Tune passes on only its text."""
 
     def on_step_end(self, iteration: int, trials: list[RayTrial], **info: Any) -> None:
         self.show()
@@ -101,7 +106,8 @@ class Recorder(Callback):
             self._fail(own, result["error"])
             if own.number == 0 and result["is_mistake"] and not any(other.scores for other in study.trials):
                 study.discard()  # a mistake in the spec itself, which every trial would repeat
-                raise UserError(*(Problem(**problem) for problem in result["problems"]))
+                self.mistake = UserError(*(Problem(**problem) for problem in result["problems"]))
+                raise self.mistake
             return
         is_last = epochs >= study.schedule.max_budget
         if self.keeps_steps or is_last:
@@ -118,8 +124,7 @@ class Recorder(Callback):
         self.study.run.warn(f"{own.name}: its process was lost. It goes on from its last checkpoint.")
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        reason = str(trial.get_error() or "no reason is known").strip().splitlines()[-1]
-        self._fail(self._find(trial), f"its process was lost ({reason[:300]})")
+        self._fail(self._find(trial), f"its process was lost ({_read_reason(trial)})")
 
     def tell_takeover(self, name: str, source: str, values: dict[str, Any]) -> None:
         """Say which trial goes on from which."""
@@ -140,3 +145,13 @@ class Recorder(Callback):
 
     def _find(self, trial: RayTrial) -> Trial:
         return next(own for own in self.study.trials if own.name == trial.trial_id)
+
+
+def _read_reason(trial: RayTrial) -> str:
+    """What Ray says of the end of a process, in a line."""
+    path = trial.error_file
+    text = Path(path).read_text(encoding="utf-8", errors="replace") if path and Path(path).is_file() else ""
+    text = text.rpartition("Failure #")[2].partition("\n")[2].strip()
+    if "Traceback" in text:
+        text = text.splitlines()[-1]
+    return " ".join(text.split())[:MAX_REASON] or "no reason is known"

@@ -36,11 +36,16 @@ def replace_with(location: str, folder: Path, state: dict[str, Any]) -> None:
     In an order that a kill leaves a folder of one training at any moment: its own, none yet, or the other's.
     """
     for entry in list_files(location):
-        if entry.name.endswith(CHECKPOINT_SUFFIX) or entry.name in (BEST_METRICS_NAME, METRICS_NAME):
+        if _is_copied(entry.name):
             remove(join(location, entry.name))
     write_text(join(location, POPULATION_NAME), json.dumps(state))
-    for path in sorted(folder.iterdir(), key=lambda path: (path.suffix == CHECKPOINT_SUFFIX, path.name)):
+    copied = [path for path in folder.iterdir() if _is_copied(path.name)]
+    for path in sorted(copied, key=lambda path: (path.suffix == CHECKPOINT_SUFFIX, path.name)):
         _put(path, join(location, path.name))
+
+
+def _is_copied(name: str) -> bool:
+    return name.endswith(CHECKPOINT_SUFFIX) or name in (BEST_METRICS_NAME, METRICS_NAME)
 
 
 def collect(location: str, folder: Path, with_best: bool = False) -> None:

@@ -23,15 +23,20 @@ def main() -> None:
     """Train until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not come between the answers
+    source = os.fdopen(os.dup(0), encoding="utf-8")
+    # A thread that waits on sys.stdin holds its lock, and processes that are forked meanwhile (those that read data)
+    # would wait for it for ever
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 (it stays for as long as the process)
     requests: queue.Queue[dict[str, Any]] = queue.Queue()
-    threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
+    threading.Thread(target=_read_requests, args=(source, requests), daemon=True).start()
     while True:
         request = requests.get()
         _answer(answers, {"name": request["name"], **_train(request["spec"])})
 
 
-def _read_requests(requests: queue.Queue[dict[str, Any]]) -> None:
-    for line in sys.stdin:
+def _read_requests(source: IO[str], requests: queue.Queue[dict[str, Any]]) -> None:
+    for line in source:
         requests.put(json.loads(line))
     os._exit(0)
 

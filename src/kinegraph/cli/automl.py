@@ -46,7 +46,7 @@ def automl(
     from kinegraph.actions import run_action
     from kinegraph.automl.plan import format_plan, make_plan
     from kinegraph.run import Terminated, show_messages
-    from kinegraph.spec import read_spec
+    from kinegraph.spec_reading import read_spec
 
     show_messages(json_progress)
     changes = collect_overrides(overrides, results_dir, key)

@@ -27,7 +27,7 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     from kinegraph.config import find_changes
-    from kinegraph.spec import read_spec
+    from kinegraph.spec_reading import read_spec
 
     if action is not None:
         check_action(action)
@@ -91,8 +91,13 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     from kinegraph.data.inspect import format_report, inspect_dataset
+    from kinegraph.remote import fetch
 
-    report = inspect_dataset(data, labels)
+    files = {location: str(fetch(location)) for location in (data, labels) if location}
+    text = format_json(inspect_dataset(*files.values()))
+    for location, path in files.items():  # the user's names, not those of the cache
+        text = text.replace(json.dumps(path)[1:-1], json.dumps(location)[1:-1])
+    report = json.loads(text)
     print_json(report) if as_json else print(format_report(report))
 
 

@@ -35,7 +35,8 @@ from kinegraph.jobs.resolve import (
 from kinegraph.jobs.sources import CHECKPOINTS, find_missing_sources, read_data_source
 from kinegraph.policy import choose_route, resolve_automl_policy
 from kinegraph.skeleton.layouts import LAYOUTS
-from kinegraph.spec import REQUIRED, Spec, read_spec
+from kinegraph.spec import REQUIRED, Spec
+from kinegraph.spec_reading import read_spec
 
 OWN_FOLDERS = ("results_dir", *(f"{action}.results_dir" for action in SPEC_PARAMS))
 PRETRAINED = "model.pretrained_model_path"
