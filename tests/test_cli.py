@@ -96,13 +96,13 @@ def test_help(ask: Callable[..., Answer], arguments: list[str]) -> None:
     answer = ask(*arguments)
     assert answer.code == 0
     assert answer.err == ""
-    for command in (*actions.ACTIONS, "validate", "template", "schema", "layouts", "inspect", "demo"):
+    for command in (*actions.ACTIONS, "validate", "template", "schema", "layouts", "inspect", "sample", "demo"):
         assert f"  {command} " in answer.out
     assert "..." not in answer.out.partition("Commands:")[2]
 
 
 def test_help_of_every_command(ask: Callable[..., Answer]) -> None:
-    commands = [*actions.ACTIONS, "validate", "template", "schema", "layouts", "inspect", "demo"]
+    commands = [*actions.ACTIONS, "validate", "template", "schema", "layouts", "inspect", "sample", "demo"]
     for command in commands:
         answer = ask(command, "--help")
         assert (answer.code, answer.err) == (0, "")
@@ -474,3 +474,15 @@ def test_json_progress_is_json_lines(ask: Callable[..., Answer], tmp_path: Path)
     states = [event["status"] for event in events if event["event"] == "status"]
     assert states == ["STARTED", "RUNNING", "RUNNING", "SUCCESS"]
     assert json.loads(answer.out)["status"] == "ok"
+
+
+def test_sample_writes_a_data_set_that_inspect_takes(ask: Callable[..., Answer], tmp_path: Path) -> None:
+    files = json.loads(ask("sample", tmp_path, "--clips", 12, "--json").out)["files"]
+    assert set(files) == {
+        *(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("data", "label")),
+        "recording",
+    }
+    report = json.loads(ask("inspect", files["train_data"], files["train_label"], "--json").out)
+    assert report["problems"] == [] and report["shape"]["clips"] == 12
+    assert isinstance(json.loads(Path(files["recording"]).read_text()), list)
+    assert ask("sample", tmp_path, "--clips", 0).code == 2

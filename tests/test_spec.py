@@ -407,6 +407,9 @@ def test_schema_takes_the_template_and_refuses_mistakes(tmp_path: Path, action: 
     filled = fill_template(tmp_path, action)
     assert not list(validator.iter_errors(filled))
     assert not list(validator.iter_errors({**filled, "encryption_key": None, "model": {"dropout": None}}))
+    every_null = {section: dict.fromkeys(vars(getattr(Spec(), section))) for section in ("automl", "wandb")}
+    assert not list(validator.iter_errors({**filled, **every_null})), "null: not set"
+    read_spec({**filled, **every_null})
     assert list(validator.iter_errors({}))
     mistakes: list[dict[str, Any]] = [
         {"modle": {}},

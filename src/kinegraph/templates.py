@@ -81,6 +81,8 @@ def _allow_null(node: dict[str, Any]) -> None:
         node["enum"] = [node.pop("const")]
     if isinstance(node.get("type"), str):
         node["type"] = [node["type"], "null"]
+    if "anyOf" in node and {"type": "null"} not in node["anyOf"]:
+        node["anyOf"] = [*node["anyOf"], {"type": "null"}]
     if "enum" in node and None not in node["enum"]:
         node["enum"] = [*node["enum"], None]
 

@@ -1,4 +1,4 @@
-"""Commands that help to write a spec and to look at data: validate, template, schema, layouts, inspect, demo."""
+"""Commands that help to write a spec and to look at data: validate, template, schema, layouts, inspect, sample, demo."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from kinegraph.cli.actions import EXIT_TERMINATED
-from kinegraph.cli.answers import deliver, format_json, print_json
+from kinegraph.cli.answers import deliver, format_json, format_result, print_json
 from kinegraph.cli.parameters import ActionName, AsJson, OutputFile, Overrides, SpecFile, check_action
 
 app = typer.Typer()
@@ -99,6 +99,24 @@ def inspect(
         text = text.replace(json.dumps(path)[1:-1], json.dumps(location)[1:-1])
     report = json.loads(text)
     print_json(report) if as_json else print(format_report(report))
+
+
+@app.command(help="Write generated clips and a recording to try things on.")
+def sample(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where the files go.")],
+    clips: Annotated[int, typer.Option("--clips", metavar="N", help="Training clips; half as many for the rest.")] = 60,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Other people and movements.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    from kinegraph.data.synthetic import make_recording, write_dataset
+    from kinegraph.storage import write_atomically
+
+    files = write_dataset(Path(folder), clips, clips // 2, clips // 2, seed)
+    files["recording"] = Path(folder) / "recording.json"
+    with write_atomically(files["recording"], "w") as file:
+        json.dump(make_recording(120, 1, seed), file)
+    shown = {role: str(path) for role, path in files.items()}
+    print_json({"status": "ok", "files": shown}) if as_json else print(format_result({}, shown))
 
 
 @app.command(help="Try every action on generated data; takes some minutes.")

@@ -70,14 +70,13 @@ Replace these in every command below. The values are examples that work as they 
 | `{epochs}` | `1` | epochs of a training; 30 and more for a real one |
 | `{trials}` | `2` | trials of a search; 20 and more for a real one |
 | `{request}` | `train a classifier on my clips` | what the user said, in their words |
-| `{recording}` | `recording.json` | a body-pose-3D recording |
+| `{recording}` | `data/recording.json` | a body-pose-3D recording |
 | `{s3_data}` | `s3://bucket/data` | where the same files lie on object storage |
 
-Nothing at hand? This makes generated clips of 6 actions, and a recording:
+Nothing at hand? This writes generated clips of 6 actions, and recording.json:
 
 ```sh
-python -c "from kinegraph.data.synthetic import write_dataset; write_dataset('{data}', 24, 12, 12, seed=1)"
-python -c "import json; from kinegraph.data.synthetic import make_recording as make; json.dump(make(60, 1, 1), open('{recording}', 'w'))"
+kinegraph sample {data} --clips 24 --json > sample.json
 ```
 
 ## 1. Look at the data, write a spec
