@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import os
@@ -19,15 +20,19 @@ import torch
 import yaml
 
 from kinegraph.actions import automl, evaluate, train
+from kinegraph.automl.confirm import confirm_best
 from kinegraph.automl.definition import check_definition
 from kinegraph.automl.journal import StudyJournal
 from kinegraph.automl.plan import format_plan, make_plan
+from kinegraph.automl.results import find_divergence
+from kinegraph.automl.study import set_leftovers_aside
 from kinegraph.automl.trial_spec import build_base, build_trial_spec
 from kinegraph.automl.trials import Trial, find_best
-from kinegraph.automl.workers import WorkerPool, choose_environments
+from kinegraph.automl.workers import Outcome, WorkerPool, choose_environments
 from kinegraph.errors import KinegraphError, SpecError, UserError
 from kinegraph.models.checkpoint import read_checkpoint
 from kinegraph.run import Run
+from kinegraph.spec import Spec
 from kinegraph.spec_reading import read_spec
 from small_runs import make_spec, write_small_data
 
@@ -292,6 +297,11 @@ def test_a_mistake_in_the_data_stops_the_search_and_can_be_mended(data: Path) ->
         automl(spec)
     del spec["dataset"]["label_map"]
     assert automl(spec).metrics["num_trials"] == 1
+    spec = make_search(data, "mistake_of_two", automl_max_recommendations=2, automl_max_concurrent=2)
+    spec["dataset"]["label_map"] = {"one": 0, "two": 1}
+    with pytest.raises(UserError, match="label"):
+        automl(spec)
+    assert not (data / "mistake_of_two/automl/study.journal").exists()
 
 
 def test_confirmation_trains_both_sides_with_other_seeds(data: Path) -> None:
@@ -303,11 +313,11 @@ def test_confirmation_trains_both_sides_with_other_seeds(data: Path) -> None:
     assert result.metrics["best_trial"] > 0
     comparison = json.loads((folder / "comparison.json").read_text())
     assert set(comparison["spec"]["scores"]) == set(comparison["best"]["scores"]) == {"1235", "1236"}
-    for side in ("spec", "best"):
+    for side, name in (("spec", "spec"), ("best", f"trial_{result.metrics['best_trial']:03d}")):
         for seed in ("1235", "1236"):
-            rows = read_rows(folder / "confirm" / f"{side}_seed_{seed}" / "metrics.csv")
+            rows = read_rows(folder / "confirm" / f"{name}_seed_{seed}" / "metrics.csv")
             assert comparison[side]["scores"][seed] == min(float(row["train_loss"]) for row in rows)
-            experiment = yaml.safe_load((folder / "confirm" / f"{side}_seed_{seed}" / "experiment.yaml").read_text())
+            experiment = yaml.safe_load((folder / "confirm" / f"{name}_seed_{seed}" / "experiment.yaml").read_text())
             assert experiment["train"]["seed"] == int(seed)
 
 
@@ -341,10 +351,145 @@ def test_journal_keeps_trials_and_survives_a_torn_line(tmp_path: Path) -> None:
     assert StudyJournal(tmp_path, "minimize").load() == trials
 
 
-def test_a_damaged_journal_is_a_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "study.journal").write_text('{"a": 1}\n{"b"\n')
+def test_a_kill_between_any_two_lines_of_the_journal_loses_nothing(tmp_path: Path) -> None:
+    """Every prefix of the file is a state that the study was in; a trial that ended has its score."""
+    from optuna.distributions import FloatDistribution
+
+    (tmp_path / "whole").mkdir()
+    journal = StudyJournal(tmp_path / "whole", "maximize")
+    states: list[list[Trial]] = [[]]
+    trial = Trial(0, {"lr": 0.5}, 1)
+    journal.add(trial, {"lr": 0.5}, {"lr": FloatDistribution(0.1, 1.0)})
+    states.append([copy.deepcopy(trial)])
+    for change in (
+        {"scores": {1: 0.25}, "state": "paused"},
+        {"target": 3, "state": "running"},
+        {"scores": {1: 0.25, 3: 0.75}, "state": "complete", "seconds": 2.0},
+    ):
+        for name, value in change.items():
+            setattr(trial, name, value)
+        journal.update(trial)
+        states.append([copy.deepcopy(trial)])
+    lines = (tmp_path / "whole/study.journal").read_bytes().splitlines(keepends=True)
+    assert len(lines) >= 7
+    seen = []
+    for count in range(1, len(lines) + 1):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        (folder / "study.journal").write_bytes(b"".join(lines[:count]))
+        found = StudyJournal(folder, "maximize").load()
+        assert found in states
+        seen.append(states.index(found))
+        assert StudyJournal(folder, "maximize").load() == found
+    assert seen == sorted(seen) and set(seen) == set(range(len(states)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": 1}\n{"b"\n',
+        '{"op_code":0,"worker_id":"x","study_name":"kinegraph","directions":[2]}\n'
+        '{"op_code":4,"worker_id":"x","study_id":0,"datetime_start":"2026-01-01T00:00:00","state":0,"value":null,'
+        '"values":null,"distributions":{},"params":{},"user_attrs":{"trial":{"number":0,"state":5}},"system_attrs":{},'
+        '"intermediate_values":{}}\n',
+        '{"op_code":0,"worker_id":"x","study_name":"kinegraph","directions":[2]}\n'
+        '{"op_code":4,"worker_id":"x","study_id":0,"datetime_start":"2026-01-01T00:00:00","state":0,"value":null,'
+        '"values":null,"distributions":{},"params":{},"user_attrs":{},"system_attrs":{},"intermediate_values":{}}\n',
+        "[" * 100_000 + "\n{}\n",
+    ],
+)
+def test_a_damaged_journal_is_a_clear_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "study.journal").write_text(text)
     with pytest.raises(KinegraphError, match=r"study\.journal: got a file that cannot be read"):
-        StudyJournal(tmp_path, "maximize")
+        StudyJournal(tmp_path, "maximize").load()
+
+
+def test_a_run_whose_loss_was_not_finite_has_failed(tmp_path: Path) -> None:
+    header = "epoch,step,lr,train_loss,train_acc,val_loss,val_acc,seconds\n"
+    (tmp_path / "metrics.csv").write_text(header + "0,1,0.1,1.0,0.5,0.9,0.6,1\n1,2,0.1,1.0,0.5,nan,0.9,1\n")
+    assert find_divergence(tmp_path, 1) == ""
+    assert find_divergence(tmp_path, 2) == "val_loss was nan in epoch 2"
+    (tmp_path / "metrics.csv").write_text(header + "0,1,0.1,1.0,0.5,,,1\n1,2,0.1,1.0,0.5,0.9,0.9,1\n")
+    assert find_divergence(tmp_path, 2) == "", "an epoch without validation is sound"
+    assert find_divergence(tmp_path / "nothing", 2) == ""
+
+
+def test_a_model_that_blows_up_in_the_last_step_is_no_good_trial(data: Path) -> None:
+    """One step, an enormous rate: the loss before it is finite, and the accuracy after it the share of a class."""
+    spec = make_search(data, "blown_up", automl_max_recommendations=1)
+    spec["dataset"]["batch_size"] = 13
+    spec["train"] |= {"num_epochs": 1, "optim": {"lr": 1e37}}
+    with pytest.raises(KinegraphError, match="no trial that ended well: val_loss was nan"):
+        automl(spec)
+
+
+def test_leftovers_of_a_forgotten_study_are_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "trial_000").mkdir()
+    (tmp_path / "trial_000/metrics.csv").write_text("old")
+    (tmp_path / "confirm").mkdir()
+    run = Run("automl", tmp_path, Spec())
+    set_leftovers_aside(run)
+    set_leftovers_aside(run)
+    (tmp_path / "trial_000").mkdir()
+    set_leftovers_aside(run)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"trial_000.forgotten1", "trial_000.forgotten2", "confirm.forgotten1"}
+    assert (tmp_path / "trial_000.forgotten1/metrics.csv").read_text() == "old"
+
+
+def test_confirmation_names_the_trial_that_it_confirms(data: Path, tmp_path: Path) -> None:
+    """Another trial may be the best once the study is extended: its trainings must not be taken for the new one's."""
+    loaded = read_spec(make_search(data, confirm_seeds=1))
+    run = Run("automl", tmp_path, loaded.values)
+    pool = RecordingPool()
+    for number in (1, 3):
+        confirm_best(loaded.values, run, pool, {}, Trial(number, {"model.dropout": 0.1 * number}, 2), 2, "maximize")
+    folders = [Path(spec["train"]["results_dir"]).name for spec in pool.specs]
+    assert folders == ["spec_seed_1235", "trial_001_seed_1235", "spec_seed_1235", "trial_003_seed_1235"]
+
+
+class RecordingPool:
+    """A pool whose trainings fail at once."""
+
+    num_free = 1
+
+    def __init__(self) -> None:
+        self.specs: list[dict[str, Any]] = []
+        self.names: list[str] = []
+
+    def submit(self, name: str, spec: dict[str, Any]) -> None:
+        self.specs.append(spec)
+        self.names.append(name)
+
+    def wait(self, timeout_s: float) -> Outcome:
+        return Outcome(self.names.pop(), "not trained")
+
+
+def test_every_problem_of_a_search_is_told_at_once(data: Path) -> None:
+    spec = make_search(data, algorithm="dehb", metric="val_accuracy", automl_hyperparameters=["train.optim.rl"])
+    spec["automl"]["automl_max_concurrent"] = 0
+    with pytest.raises(SpecError) as caught:
+        make_plan(read_spec(spec))
+    text = str(caught.value)
+    for place in ("automl.algorithm", "automl.metric", "automl.automl_hyperparameters", "automl.automl_max_concurrent"):
+        assert place in text
+
+
+def test_a_direction_against_the_meaning_of_the_metric_is_refused(data: Path) -> None:
+    with pytest.raises(SpecError, match=r"automl\.direction: got minimize, expected maximize for val_acc"):
+        make_plan(read_spec(make_search(data, direction="minimize")))
+
+
+@pytest.mark.parametrize(("threads", "expected"), [("4,2", "4"), ("0", None), ("many", None), ("", None)])
+def test_odd_numbers_of_threads(data: Path, monkeypatch: pytest.MonkeyPatch, threads: str, expected: str) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    found = choose_environments(read_spec(make_search(data)).values)
+    assert found == [{"OMP_NUM_THREADS": expected or str(os.cpu_count())}]
+
+
+def test_no_more_workers_than_trials(data: Path) -> None:
+    spec = read_spec(make_search(data, automl_max_concurrent=100_000)).values
+    assert len(choose_environments(spec)) == 3
 
 
 def test_best_is_among_the_largest_budget() -> None:
@@ -448,4 +593,9 @@ def test_pool_replaces_a_worker_and_reports_errors(tmp_path: Path, data: Path) -
         pool.submit("again", spec)
         outcome = pool.wait(100)
         assert outcome is not None and (outcome.name, outcome.error) == ("again", "")
+        os.kill(pool._workers[0].process.pid, signal.SIGKILL)  # while it has nothing to do
+        pool._workers[0].process.wait()
+        pool.submit("once more", spec)
+        outcome = pool.wait(100)
+        assert outcome is not None and (outcome.name, outcome.error) == ("once more", "")
     assert (tmp_path / "run/pc_model_latest.pth").exists()

@@ -15,6 +15,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+import typer
 import yaml
 
 import kinegraph
@@ -328,15 +329,15 @@ def test_layouts(ask: Callable[..., Answer], tmp_path: Path) -> None:
     listing = ask("layouts").out
     assert all(f"{name} " in listing for name in LAYOUTS)
     data = ask("layouts", "--json").data
-    assert [layout["name"] for layout in data] == list(LAYOUTS)
+    assert [layout["name"] for layout in data["layouts"]] == list(LAYOUTS)
     one = ask("layouts", "coco", "--json").data
-    assert one == LAYOUTS["coco"].to_dict()
+    assert one == {"status": "ok", "layouts": [LAYOUTS["coco"].to_dict()]}
     text = ask("layouts", "coco").out
     for part in ("17 joints", "centre 0 (nose)", "left_ankle", "15-13", "left_eye > nose", "left_knee | right_knee"):
         assert part in text
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"name": "mine", "joints": ["a", "b"], "edges": [[0, 1]], "centre": 0}))
-    assert ask("layouts", path, "--json").data["joints"] == ["a", "b"]
+    assert ask("layouts", path, "--json").data["layouts"][0]["joints"] == ["a", "b"]
 
 
 def test_inspect(ask: Callable[..., Answer], tmp_path: Path) -> None:
@@ -486,3 +487,49 @@ def test_sample_writes_a_data_set_that_inspect_takes(ask: Callable[..., Answer],
     assert report["problems"] == [] and report["shape"]["clips"] == 12
     assert isinstance(json.loads(Path(files["recording"]).read_text()), list)
     assert ask("sample", tmp_path, "--clips", 0).code == 2
+
+
+@pytest.mark.parametrize("command", ["template", "schema"])
+def test_texts_as_json(ask: Callable[..., Answer], tmp_path: Path, command: str) -> None:
+    data = ask(command, "train", "--json").data
+    assert (data["status"], data["action"], data["file"]) == ("ok", "train", None)
+    plain = ask(command, "train").out
+    assert (
+        data["template"] if command == "template" else json.dumps(data["schema"], indent=2)
+    ).strip() == plain.strip()
+    written = ask(command, "train", "--json", "-o", tmp_path / "file").data
+    assert written["file"] == str(tmp_path / "file")
+    assert (tmp_path / "file").read_text().strip() == plain.strip()
+
+
+def test_json_progress_of_a_search_starts_with_its_plan(ask: Callable[..., Answer], tmp_path: Path) -> None:
+    write_small_data(tmp_path)
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(json.dumps(make_spec(tmp_path)))
+    answer = ask("automl", "-e", spec, "--dry-run", "--json-progress", "encryption_key=hush")
+    events = [json.loads(line) for line in answer.err.splitlines()]
+    assert [event["event"] for event in events] == ["message", "plan"]
+    assert "KINEGRAPH_ENCRYPTION_KEY" in events[0]["message"]
+
+
+@pytest.mark.parametrize(("typed", "code"), [("n", 0), ("", 130)])
+def test_a_search_that_is_not_confirmed(
+    ask: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, code: int
+) -> None:
+    write_small_data(tmp_path)
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(json.dumps(make_spec(tmp_path)))
+
+    def answer_at_the_terminal(*arguments: Any, **options: Any) -> bool:
+        if not typed:
+            raise typer.Abort
+        return typed == "y"
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(typer, "confirm", answer_at_the_terminal)
+    answer = ask("automl", "-e", spec, "--json")
+    assert answer.code == code
+    if typed:
+        assert answer.data == {"status": "ok", "action": "automl", "started": False}
+    assert not (tmp_path / "results").exists()

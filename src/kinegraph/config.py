@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from dataclasses import field as dataclass_field
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
+from types import UnionType
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -207,7 +208,7 @@ def load_spec(
     try:
         checked = TypeAdapter(spec_class).validate_python(prepared)
     except ValidationError as error:
-        problems += [_explain(item, spec_class, places, secrets) for item in error.errors()]
+        problems += [_explain(item, spec_class, places, secrets) for item in _list_errors(error, entries, prepared)]
         refused = SpecError(*problems)
         refused.partial = _load_rest(spec_class, prepared, error, origins, missing)
         raise refused from None
@@ -282,6 +283,34 @@ EXPECTED = {
     "dataclass": "a group of options",
 }
 """What pydantic expected, by the first word of the type of its error."""
+
+
+def _list_errors(error: ValidationError, entries: Sequence[Option], values: Any) -> Iterator[Any]:
+    """pydantic's errors. An option that may be of several kinds has one for each kind: they become one."""
+    kinds = {tuple(entry.key.split(".")): get_args(entry.type) for entry in entries if _is_of_kinds(entry)}
+    told = set()
+    for item in error.errors():
+        path = next((path for path in kinds if item["loc"][: len(path)] == path), None)
+        if path is None:
+            yield item
+        elif path not in told:
+            told.add(path)
+            given = values
+            for part in path:
+                given = given[part]
+            expected = " or ".join(_name_kind(kind) for kind in kinds[path])
+            yield {"type": "several_kinds", "loc": path, "input": given, "msg": expected}
+
+
+def _is_of_kinds(entry: Option) -> bool:
+    return get_origin(entry.type) is UnionType and type(None) not in get_args(entry.type)
+
+
+def _name_kind(kind: Any) -> str:
+    origin = get_origin(kind) or kind
+    if origin is list:
+        return f"a list of {_name_kind(get_args(kind)[0]).removeprefix('a ')}s"
+    return "a mapping" if origin is dict else EXPECTED.get(origin.__name__, origin.__name__)
 
 
 def _explain(item: Any, spec_class: type, places: Mapping[str, str], secrets: Sequence[str]) -> Problem:

@@ -200,7 +200,7 @@ def parse_overrides(
             problems.append(Problem(where, "no value" if key else "no key", expected, hint))
             continue
         try:
-            _put(tree, key.split("."), _parse_yaml(value, texts, key))
+            set_value(tree, key, _parse_yaml(value, texts, key))
         except _UnreadableError as error:
             got = "text that is not YAML" if _is_secret(key, secrets) else str(error)
             problems.append(Problem(f"override: {key}", got, "a YAML value", HINT_QUOTES))
@@ -213,12 +213,22 @@ def _is_secret(key: str, secrets: Collection[str]) -> bool:
     return any(f"{key}.".startswith(f"{secret}.") for secret in secrets)
 
 
-def _put(tree: dict[str, Any], parts: list[str], value: Any) -> None:
-    for part in parts[:-1]:
-        child = tree.get(part)
-        tree[part] = child if isinstance(child, dict) else {}
-        tree = tree[part]
-    tree[parts[-1]] = value
+def set_value(nested: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value under a dotted key of nested mappings. What stands in its way and is no mapping is replaced."""
+    *groups, name = key.split(".")
+    for part in groups:
+        child = nested.get(part)
+        nested[part] = child if isinstance(child, dict) else {}
+        nested = nested[part]
+    nested[name] = value
+
+
+def nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as nested mappings."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        set_value(nested, key, value)
+    return nested
 
 
 def merge(below: Any, above: Any) -> Any:

@@ -137,6 +137,34 @@ def list_files(location: str | Path) -> list[FileEntry]:
     return sorted(entries, key=lambda entry: entry.name)
 
 
+def list_folder(location: str | Path) -> dict[str, str]:
+    """Name -> kind (file, directory or other) of what lies directly in a folder; {} where there is no such folder.
+
+    However much lies deeper: of a storage only this level is asked for.
+    """
+    if not is_remote(location):
+        return _list_local(str(location))
+    opened = open_location(str(location))
+    try:
+        found = retry(lambda: opened.file_system.ls(opened.path, detail=True), str(location))
+    except FileNotFoundError:
+        return {}
+    prefix = opened.path.rstrip("/") + "/"
+    kinds = {info["name"].rstrip("/"): str(info["type"]) for info in found}
+    names = {path.removeprefix(prefix): kind for path, kind in kinds.items() if path.startswith(prefix)}
+    return {name: kind for name, kind in names.items() if name not in ("", ".", "..") and "/" not in name}
+
+
+def _list_local(folder: str) -> dict[str, str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: _find_kind(entry.path) for entry in entries}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+
+
 def _walk(folder: Path) -> Iterator[FileEntry]:
     for place, _, names in os.walk(folder):
         for name in names:

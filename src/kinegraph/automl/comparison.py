@@ -13,6 +13,7 @@ from kinegraph.automl.trials import Direction, orient
 from kinegraph.storage import write_json
 
 CONFIDENCE = 0.95
+ENOUGH_SEEDS = 3
 
 Verdict = Literal["better", "worse", "same", "unclear", "not known"]
 
@@ -143,6 +144,8 @@ def _tell(
         "worse": "the best trial was luck: your spec is better",
         "unclear": "no more than other seeds alone may bring: no gain is shown",
     }[verdict]
+    if verdict == "unclear" and min(len(spec.finished), len(best.finished)) < ENOUGH_SEEDS:
+        meaning = f"so few seeds cannot show a gain (automl.confirm_seeds={ENOUGH_SEEDS} or more may)"
     if verdict == "better" and num_trials > 1:
         chosen = f"It was chosen among {num_trials} trials by the same validation data, which flatters it"
         return f"{sides} {size}: {meaning}. {chosen}: measure it on the test split once."

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from kinegraph.automl.pool import TrainingPool
-from kinegraph.automl.results import read_scores
+from kinegraph.automl.results import find_divergence, prune_checkpoints, read_scores
+from kinegraph.automl.study import CONFIRM_FOLDER
 from kinegraph.automl.trial_spec import build_trial_spec
-from kinegraph.automl.trials import Direction
-from kinegraph.automl.workers import Outcome
+from kinegraph.automl.trials import Direction, Trial
+from kinegraph.automl.workers import MAX_ATTEMPTS, Outcome
 from kinegraph.run import Run
 from kinegraph.spec import Spec
 
-FOLDER_NAME = "confirm"
-MAX_ATTEMPTS = 2
 POLL_S = 10.0
 
 
@@ -24,7 +23,7 @@ def confirm_best(
     run: Run,
     pool: TrainingPool,
     base: Mapping[str, Any],
-    best_values: Mapping[str, Any],
+    best: Trial,
     num_epochs: int,
     direction: Direction,
 ) -> dict[str, dict[int, float | None]]:
@@ -34,18 +33,21 @@ def confirm_best(
     not trained again. The seed that chose the best is not among them.
     """
     first = max(spec.train.seed, 0) + 1
-    specs = {}
+    specs: dict[str, dict[str, Any]] = {}
+    asked: dict[str, tuple[str, int]] = {}
     for seed in range(first, first + spec.automl.confirm_seeds):
-        for side, values in (("spec", {}), ("best", best_values)):
-            name = f"{side}_seed_{seed}"
-            folder = run.folder / FOLDER_NAME / name
+        for side, values in (("spec", {}), ("best", best.values)):
+            # Another trial may be the best when the study is extended
+            name = f"{side}_seed_{seed}" if side == "spec" else f"{best.name}_seed_{seed}"
+            folder = run.folder / CONFIRM_FOLDER / name
+            asked[name] = side, seed
             specs[name] = build_trial_spec(
                 base, values, folder, num_epochs=num_epochs, metric=spec.automl.metric, seed=seed
             )
     scores: dict[str, dict[int, float | None]] = {"spec": {}, "best": {}}
     for outcome in _train_all(pool, specs):
-        side, _, seed_text = outcome.name.partition("_seed_")
-        scores[side][int(seed_text)] = _read_score(outcome, specs[outcome.name], spec.automl.metric, direction, run)
+        side, seed = asked[outcome.name]
+        scores[side][seed] = _read_score(outcome, specs[outcome.name], spec.automl.metric, direction, run)
         run.progress(sum(map(len, scores.values())), len(specs), "trainings to confirm")
     return {side: dict(sorted(values.items())) for side, values in scores.items()}
 
@@ -76,5 +78,9 @@ def _read_score(
         run.warn(f"{outcome.name} failed: {outcome.error}")
         return None
     folder = Path(trial_spec["train"]["results_dir"])
+    prune_checkpoints(folder)
+    if diverged := find_divergence(folder, trial_spec["train"]["num_epochs"]):
+        run.warn(f"{outcome.name} failed: {diverged}")
+        return None
     found = read_scores(folder, metric, direction, trial_spec["train"]["num_epochs"])
     return found[0] if found else None

@@ -7,6 +7,7 @@ from typing import Any
 
 from kinegraph.errors import Problem, SpecError
 from kinegraph.run import Run, redact
+from kinegraph.spec import AutomlSpec
 from kinegraph.storage import write_json
 
 DEFINITION_NAME = "study.json"
@@ -28,8 +29,7 @@ MAY_CHANGE = (
 )
 """Options that decide nothing about the trials."""
 MAY_RISE = "automl.automl_max_recommendations"
-"""More trials extend a study; not in algorithms that fix the number at the start."""
-FIXED_SIZE = ("hyperband", "bohb")
+FIXED_SIZE = ("hyperband", "bohb", "pbt")
 
 
 def check_definition(run: Run) -> None:
@@ -43,7 +43,7 @@ def check_definition(run: Run) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SpecError(Problem(str(path), f"a file that cannot be read ({error})", "what a study wrote")) from None
-    may_change = MAY_CHANGE if run.spec.automl.algorithm in FIXED_SIZE else (*MAY_CHANGE, MAY_RISE)
+    may_change = (*MAY_CHANGE, MAY_RISE) if _may_rise(run.spec.automl) else MAY_CHANGE
     hint = "Choose another results_dir for a new study, or set it back to go on with this one."
     problems = [
         Problem(key, repr(now.get(key)), f"{before.get(key)!r}, as in {path}", hint)
@@ -53,6 +53,16 @@ def check_definition(run: Run) -> None:
     if problems:
         raise SpecError(*problems)
     write_json(path, now)
+
+
+def _may_rise(options: AutomlSpec) -> bool:
+    """Whether more trials extend the study.
+
+    Not where their number decides the brackets, nor where a paused trial may be promoted whose checkpoints are gone.
+    """
+    if options.algorithm == "asha":
+        return not options.automl_delete_intermediate_ckpt
+    return options.algorithm not in FIXED_SIZE
 
 
 def _may_change(key: str, may_change: tuple[str, ...]) -> bool:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any
 
 from kinegraph.config import SearchRange
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
 IN_RANGE = "range"
+MAX_LISTED = 10_000
+"""Combinations of values that are listed, to find those that no trial has."""
 STEP_DIGITS = 12
 """Multiples of a step are rounded to so many digits: 3 * 0.1 is 0.3."""
 
@@ -98,6 +100,25 @@ class Dimension:
     def may_be(self, value: Any) -> bool:
         """Whether a trial may draw this value."""
         return bool(self.encode(value))
+
+    def count_values(self) -> int | None:
+        """How many values it may have, whatever it must exceed; None: infinitely many."""
+        if self.search.choices:
+            return len(self.search.choices)
+        low, high = self._bounds
+        if low < high and not self._is_counted:
+            return None
+        return int(high - low) + 1 + sum(self._locate(special) is None for special in self.search.specials)
+
+    def list_values(self, floor: float | None = None) -> Iterator[Any]:
+        """The values that it may have above `floor`, if these are finitely many."""
+        yield from self.search.choices or self.search.specials
+        if not self.search.choices:
+            low, high = self._bounds
+            numbers = range(self._find_first(floor), int(high) + 1) if self._is_counted else (low,)
+            for value in map(self._place, numbers):
+                if value not in self.search.specials and (floor is None or value > floor):
+                    yield value
 
     def find_highest(self) -> float:
         """The largest number that it may be."""
@@ -187,10 +208,15 @@ class Dimension:
             return value
         low, high = self._bounds
         if self._is_counted:
-            first = bisect.bisect_right(range(int(low), int(high) + 1), floor, key=self._place) + int(low)
+            first = self._find_first(floor)
             return self._place(first + (int(number) - int(low)) % max(int(high) - first + 1, 1))
         share = (number - low) / (floor - low) if floor > low else 0.0
         return min(max(high - share * (high - floor), math.nextafter(floor, math.inf)), high)
+
+    def _find_first(self, floor: float | None) -> int:
+        """The first whole parameter whose value exceeds `floor`."""
+        low, high = int(self._bounds[0]), int(self._bounds[1])
+        return low if floor is None else low + bisect.bisect_right(range(low, high + 1), floor, key=self._place)
 
 
 @dataclass(frozen=True)
@@ -253,6 +279,46 @@ class SearchSpace:
         except KeyError:
             return False
 
+    def count_values(self) -> int | None:
+        """How many combinations of values there are; None: infinitely many.
+
+        Options without effect make no difference. Above MAX_LISTED an upper bound: as if all always had an effect.
+        """
+        counts = [entry.count_values() for entry in self.dimensions]
+        finite = [count for count in counts if count is not None]
+        if len(finite) < len(counts):
+            return None
+        return math.prod(finite) if self._listed is None else len(self._listed)
+
+    def find_untried(self, tried: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
+        """The combinations of values that are not among `tried`; None: more than MAX_LISTED in all."""
+        if self._listed is None:
+            return None
+        known = {frozenset(values.items()) for values in tried if self.holds(values)}
+        return [values for values in self._listed if frozenset(values.items()) not in known]
+
+    def is_used_up(self, tried: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether every combination of values is among `tried`: another trial would repeat one."""
+        return self.find_untried(tried) == []
+
+    @cached_property
+    def _listed(self) -> list[dict[str, Any]] | None:
+        """All combinations of values, or None if these are more than MAX_LISTED."""
+        if any(entry.count_values() is None for entry in self.dimensions):
+            return None
+        found = list(islice(self._list_values({}, self.dimensions), MAX_LISTED + 1))
+        return found if len(found) <= MAX_LISTED else None
+
+    def _list_values(self, values: dict[str, Any], rest: Sequence[Dimension]) -> Iterator[dict[str, Any]]:
+        """`values` with every combination of those of the other dimensions."""
+        if not rest:
+            yield values
+        elif self._has_effect(rest[0], values):
+            for value in rest[0].list_values(self._find_floor(rest[0], values)):
+                yield from self._list_values({**values, rest[0].key: value}, rest[1:])
+        else:
+            yield from self._list_values(values, rest[1:])
+
     def describe(self) -> list[dict[str, Any]]:
         """The searched options as plain data, in words under "range"; what does not apply is left out."""
         return [
@@ -266,7 +332,15 @@ class SearchSpace:
         """Parents before children, options without effect passed over."""
         values: dict[str, Any] = {}
         for dimension in self.dimensions:
-            known = {**self.fixed, **values}
-            if all(key in known and known[key] in accepted for key, accepted in dimension.search.when.items()):
-                values[dimension.key] = choose(dimension, known.get(dimension.search.above))
+            if self._has_effect(dimension, values):
+                values[dimension.key] = choose(dimension, self._find_floor(dimension, values))
         return values
+
+    def _has_effect(self, dimension: Dimension, values: Mapping[str, Any]) -> bool:
+        """Whether an option counts, given the values of those before it."""
+        known = {**self.fixed, **values}
+        return all(key in known and known[key] in accepted for key, accepted in dimension.search.when.items())
+
+    def _find_floor(self, dimension: Dimension, values: Mapping[str, Any]) -> float | None:
+        floor: float | None = {**self.fixed, **values}.get(dimension.search.above)
+        return floor

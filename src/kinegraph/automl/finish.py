@@ -58,9 +58,7 @@ def _compare(study: Study, pool: TrainingPool, best: Trial) -> Comparison | None
         return None
     if options.confirm_seeds:
         study.run.info(f"Training your spec and the best trial again with {options.confirm_seeds} other seeds.")
-        scores = confirm_best(
-            study.spec, study.run, pool, study.base, best.values, study.schedule.max_budget, study.direction
-        )
+        scores = confirm_best(study.spec, study.run, pool, study.base, best, study.schedule.max_budget, study.direction)
         return compare(scores["spec"], scores["best"])
     seed = study.spec.train.seed
     at_budget = first.scores.get(best.budget) if first.state != "failed" and _is_spec(study, first) else None

@@ -1,14 +1,16 @@
 """The record of a study: an Optuna journal file, written by the process that runs the study and nobody else.
 
-A paused trial stays RUNNING there, since Optuna has no word for it; what it lacks stands in user attributes. Other
-tools of Optuna (its dashboard, for one) can read the file.
+Each change of a trial is one line that holds all of it, so that a kill leaves either the trial before or the one after.
+What Optuna's own fields hold beside it is for its tools (the dashboard, for one). A paused trial stays RUNNING
+there, since Optuna has no word for it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from pydantic import TypeAdapter
 
 from kinegraph.automl.trials import Direction, Trial
 from kinegraph.errors import KinegraphError, Problem
@@ -24,41 +27,39 @@ from kinegraph.storage import cut_torn_line
 
 JOURNAL_NAME = "study.journal"
 STUDY_NAME = "kinegraph"
-ATTRIBUTES = ("values", "target", "state", "bracket", "seconds", "attempts", "error")
+ATTRIBUTE = "trial"
 
 
 class StudyJournal:
     """Trials of a study on disk. Only one process may have it open: the caller holds the lock of the folder."""
 
     def __init__(self, folder: Path, direction: Direction) -> None:
-        path = folder / JOURNAL_NAME
-        _repair(path)
+        self.path = folder / JOURNAL_NAME
+        _repair(self.path)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self._storage = JournalStorage(JournalFileBackend(str(path)))
-                self._study = optuna.create_study(
-                    storage=self._storage, study_name=STUDY_NAME, direction=direction, load_if_exists=True
-                )
-        except (ValueError, KeyError, TypeError, AssertionError) as error:
-            hint = "Choose another results_dir, or remove the file: its trials are then forgotten."
-            got = f"a file that cannot be read ({error})"
-            raise KinegraphError(Problem(str(path), got, "the journal of a study", hint)) from error
+        with self._explain_damage(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._storage = JournalStorage(JournalFileBackend(str(self.path)))
+            self._study = optuna.create_study(
+                storage=self._storage, study_name=STUDY_NAME, direction=direction, load_if_exists=True
+            )
 
     def load(self) -> list[Trial]:
-        """All trials, by number."""
-        return [_read(frozen) for frozen in self._study.get_trials(deepcopy=False)]
+        """All trials, by number. Raises KinegraphError for what no study wrote."""
+        with self._explain_damage():
+            frozen = self._study.get_trials(deepcopy=False)
+            trials = [_read(entry) for entry in frozen]
+            for trial, entry in zip(trials, frozen, strict=True):
+                self._tell_optuna(trial, entry)
+            return trials
 
-    def add(self, trial: Trial, params: dict[str, Any], distributions: dict[str, BaseDistribution]) -> None:
+    def add(self, trial: Trial, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> None:
         """Record a new trial, whose number is the next one, before it starts."""
+        used = {name: distributions[name] for name in params}
+        attributes = {ATTRIBUTE: asdict(trial)}
+        running = TrialState.RUNNING
         self._study.add_trial(
-            create_trial(
-                state=TrialState.RUNNING,
-                params=params,
-                distributions={name: distributions[name] for name in params},
-                user_attrs=_write_attributes(trial),
-            )
+            create_trial(state=running, params=dict(params), distributions=used, user_attrs=attributes)
         )
         number = len(self._study.get_trials(deepcopy=False)) - 1
         assert number == trial.number, "trials are added in order, by one process"
@@ -68,9 +69,12 @@ class StudyJournal:
         known = self._study.get_trials(deepcopy=False)[trial.number]
         if known.state.is_finished():
             return
-        for name, value in _write_attributes(trial).items():
-            if known.user_attrs.get(name) != value:
-                self._storage.set_trial_user_attr(known._trial_id, name, value)
+        self._storage.set_trial_user_attr(known._trial_id, ATTRIBUTE, asdict(trial))
+        self._tell_optuna(trial, known)
+
+    def _tell_optuna(self, trial: Trial, known: FrozenTrial) -> None:
+        if known.state.is_finished():
+            return
         for budget, score in trial.scores.items():
             if known.intermediate_values.get(budget) != score:
                 self._storage.set_trial_intermediate_value(known._trial_id, budget, score)
@@ -78,6 +82,15 @@ class StudyJournal:
             self._study.tell(trial.number, trial.score)
         elif trial.state == "failed":
             self._study.tell(trial.number, state=TrialState.FAIL)
+
+    @contextlib.contextmanager
+    def _explain_damage(self) -> Any:
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, RecursionError) as error:
+            hint = "Choose another results_dir, or remove the file: its trials are then forgotten."
+            got = f"a file that cannot be read ({type(error).__name__})"
+            raise KinegraphError(Problem(str(self.path), got, "the journal of a study", hint)) from error
 
 
 def _repair(path: Path) -> None:
@@ -88,13 +101,9 @@ def _repair(path: Path) -> None:
         Path(f"{path}.lock").unlink(missing_ok=True)
 
 
-def _write_attributes(trial: Trial) -> dict[str, Any]:
-    attributes = {name: getattr(trial, name) for name in ATTRIBUTES}
-    return attributes | {"values": json.dumps(trial.values)}
-
-
 def _read(frozen: FrozenTrial) -> Trial:
-    attributes = {name: frozen.user_attrs[name] for name in ATTRIBUTES}
-    attributes["values"] = json.loads(attributes["values"])
-    scores = {int(budget): score for budget, score in sorted(frozen.intermediate_values.items())}
-    return Trial(number=frozen.number, scores=scores, **attributes)
+    # JSON has made text of the budgets, which pydantic turns back
+    trial = TypeAdapter(Trial).validate_python(frozen.user_attrs[ATTRIBUTE])
+    if trial.number != frozen.number or (trial.state == "complete" and not trial.scores):
+        raise ValueError("a trial that contradicts itself")
+    return trial

@@ -21,4 +21,8 @@ def choose_direction(options: AutomlSpec) -> Direction:
     if options.metric not in METRICS:
         expected = "one of " + ", ".join(METRICS)
         raise SpecError(Problem("automl.metric", repr(options.metric), expected, suggest(options.metric, METRICS)))
-    return METRICS[options.metric] if options.direction == "auto" else options.direction
+    usual = METRICS[options.metric]
+    if options.direction not in ("auto", usual):
+        hint = "Leave automl.direction out."
+        raise SpecError(Problem("automl.direction", options.direction, f"{usual} for {options.metric}", hint))
+    return usual

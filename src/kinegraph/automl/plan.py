@@ -6,10 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from kinegraph.automl.estimate import estimate_epoch_seconds
-from kinegraph.automl.metric import choose_direction
 from kinegraph.automl.samplers import ALGORITHMS, suggest_values
-from kinegraph.automl.study import build_study_space, make_schedule
-from kinegraph.automl.workers import choose_environments
+from kinegraph.automl.study import prepare_search
 from kinegraph.config import LoadedSpec
 from kinegraph.run import format_duration
 from kinegraph.spec import Spec
@@ -25,24 +23,23 @@ def make_plan(loaded: LoadedSpec[Spec], with_time: bool = True) -> dict[str, Any
     """
     spec = loaded.values
     options = spec.automl
-    space = build_study_space(spec, loaded.origins)
-    schedule = make_schedule(spec)
+    search = prepare_search(spec, loaded.origins)
+    space, schedule, environments = search.space, search.schedule, search.environments
+    num_workers = schedule.max_concurrent
     outlook = schedule.describe()
-    num_workers = 1 if options.engine == "ray" else len(choose_environments(spec))
     confirm_epochs = 2 * options.confirm_seeds * schedule.max_budget
     epoch_s = estimate_epoch_seconds(spec) if with_time else None
-    on_gpus = "CUDA_VISIBLE_DEVICES" in choose_environments(spec)[0]
+    is_divided = all("OMP_NUM_THREADS" in environment for environment in environments) and environments
     epochs = outlook.expected_epochs + confirm_epochs
-    direction = choose_direction(options)
     first = [
-        suggest_values(space, options.algorithm, options.seed, number, [], direction, options)
+        suggest_values(space, options.algorithm, options.seed, number, [], search.direction, options)
         for number in range(min(NUM_SHOWN_TRIALS, schedule.max_trials))
     ]
     return {
         "algorithm": options.algorithm,
         "engine": options.engine,
         "metric": options.metric,
-        "direction": direction,
+        "direction": search.direction,
         "seed": options.seed,
         "max_trials": schedule.max_trials,
         "max_epochs_per_trial": schedule.max_budget,
@@ -55,7 +52,7 @@ def make_plan(loaded: LoadedSpec[Spec], with_time: bool = True) -> dict[str, Any
         "notes": list(space.notes),
         "first_trials": first,
         "seconds_per_epoch": epoch_s,
-        "estimated_seconds": None if epoch_s is None else epoch_s * epochs / (num_workers if on_gpus else 1),
+        "estimated_seconds": None if epoch_s is None else epoch_s * epochs / (1 if is_divided else num_workers),
         "results_dir": str(find_results_dir(spec, "automl")),
     }
 

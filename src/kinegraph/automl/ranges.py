@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_origin
 
@@ -100,8 +101,12 @@ def read_custom_ranges(
     Taken as {key: {...}}, with dotted or nested keys, and as [{parameter: key, ...}].
     """
     found: dict[str, dict[str, Any]] = {}
-    for name, content in _list_ranges(given):
-        key = _expand(name)
+    ranges = [(_expand(name), content) for name, content in _list_ranges(given)]
+    for key, count in Counter(key for key, _ in ranges if key in options).items():
+        if count > 1:
+            hint = "A shorthand, a dotted key and nested keys may name the same option."
+            problems.append(Problem(f"{RANGES_KEY}: {key}", f"{count} ranges", "one for each option", hint))
+    for key, content in ranges:
         where = f"{RANGES_KEY}: {key}" if key else RANGES_KEY
         if key not in options:
             problems.append(_explain_unknown(RANGES_KEY, key, options))
@@ -153,10 +158,13 @@ def _find_problem(where: str, entry: Option, content: Mapping[str, Any]) -> Prob
         choices = content["valid_options"]
         if len(content) > 1:
             return Problem(where, "valid_options and bounds", "one of the two")
-        if not isinstance(choices, list) or len({repr(choice) for choice in choices}) < len(choices):
+        is_list = isinstance(choices, list)
+        misfits = [(choice, misfit) for choice in choices if (misfit := find_misfit(entry, choice))] if is_list else []
+        if misfits:
+            return Problem(where, f"the choice {shorten(misfits[0][0])}", misfits[0][1])
+        if not is_list or len({coerce(entry, choice) for choice in choices}) < len(choices):
             return Problem(where, f"valid_options {shorten(choices)}", "a list of different values")
-        misfits = [(choice, misfit) for choice in choices if (misfit := find_misfit(entry, choice))]
-        return Problem(where, f"the choice {shorten(misfits[0][0])}", misfits[0][1]) if misfits else None
+        return None
     if entry.extra["search"].choices:
         return Problem(where, "bounds", "valid_options: the option is no number")
     for field, value in content.items():
@@ -171,6 +179,12 @@ def _find_problem(where: str, entry: Option, content: Mapping[str, Any]) -> Prob
 def is_number(value: Any) -> bool:
     """Whether this is a finite number that a float can hold: JSON has integers of any length."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+
+
+def coerce(entry: Option, value: Any) -> Any:
+    """A value that fits an option, as a number of its type: 1 is 1.0 where it is a float."""
+    kind: type = entry.type
+    return kind(value) if kind in (int, float) else value
 
 
 def find_misfit(entry: Option, value: Any) -> str:

@@ -10,22 +10,18 @@ import copy
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 from kinegraph.automl.definition import check_definition
 from kinegraph.automl.finish import finish_study
-from kinegraph.automl.journal import StudyJournal
-from kinegraph.automl.metric import choose_direction
 from kinegraph.automl.progress import open_table, show_study
 from kinegraph.automl.ray_cluster import Share, connect_ray, divide_cluster
-from kinegraph.automl.samplers import check_algorithm
-from kinegraph.automl.schedule import Schedule, plan_schedule
-from kinegraph.automl.study import Study, build_study_space
+from kinegraph.automl.schedule import Schedule
+from kinegraph.automl.study import Study, count_trials, open_study
 from kinegraph.automl.trial_files import POPULATION_NAME, collect, read_population, remove_all_checkpoints
-from kinegraph.automl.trial_spec import build_base, build_trial_spec, set_value
+from kinegraph.automl.trial_spec import build_trial_spec, set_value
 from kinegraph.automl.trials import Trial, find_best
 from kinegraph.config import get_value
 from kinegraph.errors import KinegraphError, Problem, look_up
@@ -51,7 +47,6 @@ def search_with_ray(spec: Spec, run: Run) -> Result:
     Raises UserError for a spec that cannot be searched, or a cluster that is not there; KinegraphError if no trial ends
     well.
     """
-    check_algorithm(spec.automl.algorithm, "ray")
     with connect_ray(spec, run):
         share = divide_cluster(spec)
         study = open_ray_study(spec, run, share)
@@ -66,40 +61,11 @@ def search_with_ray(spec: Spec, run: Run) -> Result:
 
 def open_ray_study(spec: Spec, run: Run, share: Share) -> Study:
     """The study of a folder, new or as it was left."""
-    direction = choose_direction(spec.automl)
-    space = build_study_space(spec, run.origins)
-    schedule = _make_schedule(spec, share)
-    base = build_base(spec, run.origins)
-    journal = StudyJournal(run.folder, direction)
-    study = Study(spec, run, direction, space, schedule, base, journal, journal.load())
+    study = open_study(spec, run, share.num_slots)
     for trial in study.trials:
         if trial.state == "running":
             _adopt_takeover(study, trial)
     return study
-
-
-def _make_schedule(spec: Spec, share: Share) -> Schedule:
-    options = spec.automl
-    is_population = options.algorithm == "pbt"
-    schedule = plan_schedule(
-        "random" if is_population else options.algorithm,
-        max_trials=count_trials(spec),
-        num_epochs=spec.train.num_epochs,
-        max_epochs=options.automl_max_epochs,
-        reduction_factor=options.automl_reduction_factor,
-        epoch_multiplier=options.epoch_multiplier,
-        max_concurrent=share.num_slots,
-        direction=choose_direction(options),
-    )
-    return replace(schedule, algorithm=options.algorithm)
-
-
-def count_trials(spec: Spec) -> int:
-    """automl_max_recommendations; of a population its size, if that is less."""
-    options = spec.automl
-    if options.algorithm != "pbt":
-        return options.automl_max_recommendations
-    return min(options.automl_population_size, options.automl_max_recommendations)
 
 
 def _adopt_takeover(study: Study, trial: Trial) -> None:

@@ -55,6 +55,6 @@ class RayPool:
 def train_on_node(spec: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
     """Train on a node of the cluster; an answer of a worker."""
     from kinegraph.automl.ray_trainable import check_node
-    from kinegraph.automl.worker import _train as train_once
+    from kinegraph.automl.worker import train_trial
 
-    return check_node(training) or train_once(spec)
+    return check_node(training) or train_trial(spec)

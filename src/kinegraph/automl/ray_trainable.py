@@ -14,10 +14,10 @@ from typing import Any
 
 from ray.tune import Trainable
 
-from kinegraph.automl.results import read_curve, read_scores
+from kinegraph.automl.results import find_divergence, read_curve, read_scores
 from kinegraph.automl.trial_files import copy_in, read_metrics_folder, replace_with
 from kinegraph.automl.trial_spec import set_value
-from kinegraph.automl.worker import _train as train_once
+from kinegraph.automl.worker import train_trial
 from kinegraph.errors import KinegraphError, Problem
 from kinegraph.remote import is_remote, join
 from kinegraph.spec import KEY_VARIABLE
@@ -47,7 +47,7 @@ class TrialTraining(Trainable):
         """Train to the next stop: {"epochs", "score" (best so far), "latest", "values"}, or {"error", ...} and done."""
         num_epochs = self.training["num_epochs"]
         stop = next(stop for stop in self.training["stops"] if stop > self.epochs)
-        answer = check_node(self.training) or train_once(self._make_spec(stop))
+        answer = check_node(self.training) or train_trial(self._make_spec(stop))
         if not answer["error"]:
             try:
                 answer |= self._measure(stop)
@@ -82,15 +82,18 @@ class TrialTraining(Trainable):
         metric, direction = self.training["metric"], self.training["direction"]
         with tempfile.TemporaryDirectory() as spare:
             folder = read_metrics_folder(self.location, Path(spare))
+            diverged = find_divergence(folder, stop)
             found = read_scores(folder, metric, direction, stop)
             curve = [value for epoch, value in read_curve(folder, metric) if epoch < stop]
+        if diverged:
+            return {"error": diverged}
         if found is None:
             return {"error": f"{metric} was never a finite number"}
         return {"score": found[0], "latest": curve[-1]}
 
 
 def check_node(training: dict[str, Any]) -> dict[str, Any]:
-    """What keeps this node from training for the study, as an answer of `train_once`; {} if nothing does."""
+    """What keeps this node from training for the study, as an answer of `train_trial`; {} if nothing does."""
     location, problem = training["location"], None
     if not is_remote(location) and not Path(location).is_dir():
         hint = "Put it on a disk that all nodes share, or in object storage (s3://bucket/folder)."

@@ -18,8 +18,7 @@ from ray.tune.search.search_algorithm import SearchAlgorithm
 
 from kinegraph.automl.ray_population import count_active
 from kinegraph.automl.samplers import suggest_values
-from kinegraph.automl.study import Study
-from kinegraph.automl.study import _report as report_trial
+from kinegraph.automl.study import Study, report_trial
 from kinegraph.automl.trial_files import collect
 from kinegraph.automl.trials import Trial
 from kinegraph.errors import Problem, UserError

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from kinegraph.automl.trials import Direction, Trial, find_best, orient
-from kinegraph.config_source import read_source
+from kinegraph.config_source import nest, read_source
 from kinegraph.errors import Problem, SpecError
 from kinegraph.predict import write_csv
 from kinegraph.remote import join
@@ -64,6 +64,37 @@ def _read_points(rows: csv.DictReader[str], metric: str) -> dict[int, float]:
             if epoch >= 0 and math.isfinite(value):
                 points[epoch] = value
     return points
+
+
+def find_divergence(folder: Path, budget: int) -> str:
+    """What to say of a train run whose loss was not finite in one of its first `budget` epochs; '' of a sound one.
+
+    Its other metrics mean nothing from there on: an accuracy is then the share of one class.
+    """
+    for row in _read_rows(folder / "metrics.csv"):
+        for name in ("train_loss", "val_loss"):
+            with suppress(KeyError, TypeError, ValueError):
+                if int(row["epoch"]) < budget and row[name] and not math.isfinite(float(row[name])):
+                    return f"{name} was {row[name]} in epoch {int(row['epoch']) + 1}"
+    return ""
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    try:
+        with open(path, newline="", encoding="utf-8", errors="replace") as file, suppress(csv.Error):
+            return list(csv.DictReader(file))
+    except OSError:
+        return []
+    return []
+
+
+def prune_checkpoints(folder: Path) -> None:
+    """Leave a train run its newest and its best checkpoint: enough to go on from, and to use."""
+    kept = {(folder / name).resolve().name for name in ("pc_model_latest.pth", BEST_NAME)}
+    for path in folder.glob("model_epoch_*_step_*.pth"):
+        if path.name not in kept:
+            with suppress(OSError):  # a file that stays costs only space
+                path.unlink()
 
 
 def read_scores(folder: Path, metric: str, direction: Direction, budget: int) -> tuple[float, int] | None:
@@ -124,23 +155,12 @@ def _describe_best(best: Trial, found: Mapping[str, Any], location: str) -> dict
     return {
         "rec_id": best.number,
         "score": best.score,
-        "specs": _nest({key: value for key, value in best.values.items() if key not in BUDGET_KEYS}),
+        "specs": nest({key: value for key, value in best.values.items() if key not in BUDGET_KEYS}),
         "observed_budget": best.budget,
         "checkpoint_uri": join(location, BEST_NAME) if found else None,
         "checkpoint_epoch": found.get("epoch"),
         "checkpoint_step": found.get("step"),
     }
-
-
-def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for key, value in values.items():
-        *groups, name = key.split(".")
-        node = tree
-        for part in groups:
-            node = node.setdefault(part, {})
-        node[name] = value
-    return tree
 
 
 def write_trials(path: Path, trials: Sequence[Trial]) -> None:
@@ -220,6 +240,8 @@ def remove_checkpoints(folder: Path, trials: Collection[Trial], direction: Direc
     freed_bytes = 0
     for trial in trials:
         if trial is best or trial.state not in over:
+            if trial.state != "running":
+                prune_checkpoints(folder / trial.name)
             continue
         for pattern in CHECKPOINT_PATTERNS:
             for path in (folder / trial.name).glob(pattern):

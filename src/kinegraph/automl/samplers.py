@@ -30,6 +30,8 @@ STARTUP_TRIALS = 8
 BOHB_RANDOM_SHARE = 1 / 3
 CMAES_SIGMA = 0.25
 """First standard deviation, as a share of each range."""
+CMAES_SMALLEST = 4
+"""Trials of a generation. Of two or three only one is a parent: the rank-mu update has weight 0, and is divided by."""
 MAX_REDRAWS = 20
 SHOWN_DIGITS = 6
 
@@ -72,6 +74,19 @@ def check_algorithm(name: str, engine: str) -> Algorithm:
     raise SpecError(Problem("automl.algorithm", got, "one of " + ", ".join(possible), hint))
 
 
+def check_options(options: AutomlSpec) -> None:
+    """Raises SpecError for an algorithm that the engine cannot do, or that cannot work with its options."""
+    check_algorithm(options.algorithm, options.engine)
+    _check_population(options.algorithm, options)
+
+
+def _check_population(algorithm: str, options: AutomlSpec) -> None:
+    size = options.automl_population_size
+    if algorithm == "cmaes" and size < CMAES_SMALLEST:
+        expected = f"at least {CMAES_SMALLEST} for cmaes"
+        raise SpecError(Problem("automl.automl_population_size", str(size), expected))
+
+
 @dataclass(frozen=True)
 class _Question:
     """What a sampler goes by. `history` holds the trials before this one whose values lie in the space."""
@@ -100,11 +115,13 @@ def suggest_values(
     """The values of trial `number`: dotted key -> value of each option that has an effect.
 
     Trial 0 has the values of the spec. `history` are the other trials of the study, running ones included. The same
-    arguments give the same values in any process. A trial that would repeat an earlier one exactly is drawn again.
+    arguments give the same values in any process. A trial that would repeat an earlier one exactly is drawn again; it
+    repeats one only if the space is used up.
     """
     if number == 0:
         return dict(space.defaults)
     check_algorithm(algorithm, options.engine)
+    _check_population(algorithm, options)
     earlier = sorted((trial for trial in history if trial.number < number), key=lambda trial: trial.number)
     known = [trial.values for trial in earlier]
     usable = tuple(trial for trial in earlier if space.holds(trial.values))
@@ -112,9 +129,12 @@ def suggest_values(
     values = _round(space, SAMPLERS[algorithm](question))
     for attempt in range(1, MAX_REDRAWS + 1):
         if values not in known:
-            break
+            return values
         values = _round(space, _sample_random(question, attempt))
-    return values
+    untried = space.find_untried(known) if values in known else []
+    if not untried:
+        return values
+    return untried[int(np.random.default_rng([seed, number, MAX_REDRAWS + 1]).integers(len(untried)))]
 
 
 def _round(space: SearchSpace, values: dict[str, Any]) -> dict[str, Any]:

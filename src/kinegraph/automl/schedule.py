@@ -316,6 +316,7 @@ PLANS: dict[str, Callable[[tuple[int, ...], int, int], Plan]] = {
     "bayesian": _plan_plain,
     "cmaes": _plan_plain,
     "qmc": _plan_plain,
+    "pbt": _plan_plain,
     "asha": _plan_asha,
     "hyperband": _plan_hyperband,
     "bohb": _plan_hyperband,

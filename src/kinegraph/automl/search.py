@@ -23,7 +23,7 @@ def search(spec: Spec, run: Run) -> Result:
     study = open_study(spec, run)
     check_definition(run)
     run.write_experiment()
-    with WorkerPool(run.folder / "logs", choose_environments(spec)) as pool:
+    with WorkerPool(run.folder / "logs", choose_environments(spec, run.origins)) as pool:
         with open_table(study) as table:
             run_trials(study, pool, lambda: show_study(study, table))
             show_study(study, table)

@@ -13,7 +13,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from kinegraph.automl.dimensions import Dimension, SearchSpace
-from kinegraph.automl.ranges import RANGES_KEY, choose_keys, find_misfit, read_custom_ranges
+from kinegraph.automl.ranges import RANGES_KEY, choose_keys, coerce, find_misfit, read_custom_ranges
 from kinegraph.automl.vendor_schema import VendorRanges, read_ranges, read_schema
 from kinegraph.config import Option, SearchRange, get_value, list_options
 from kinegraph.errors import Problem, SpecError
@@ -23,6 +23,7 @@ OPTIMIZER = "train.optim.optimizer_type"
 NESTEROV = "train.optim.nesterov"
 MOMENTUM = "train.optim.momentum"
 WINDOW = "dataset.window_size"
+BATCH = "dataset.batch_size"
 MAX_STEPS = 1e9
 MOVE = "dataset.random_move"
 
@@ -32,10 +33,12 @@ def build_space(
     origins: Mapping[str, str],
     num_frames: int | None = None,
     schema: Mapping[str, Any] | None = None,
+    num_clips: int | None = None,
 ) -> SearchSpace:
     """What `spec.automl` asks to search. Raises SpecError with all that is wrong.
 
-    `origins` are those of the loaded spec; `num_frames` is the length T of the training clips, the largest window.
+    `origins` are those of the loaded spec; `num_frames` is the length T of the training clips, the largest window, and
+    `num_clips` their number N, the largest batch; None: not known, any may be asked for.
     `schema`: a train schema in TAO's form, in place of the one that automl.schema_path names.
     """
     if schema is None and spec.automl.schema_path:
@@ -43,17 +46,27 @@ def build_space(
     options = {entry.key: entry for entry in list_options(Spec)}
     vendor = VendorRanges() if schema is None else read_ranges(schema, options)
     default_keys = [entry.key for entry in options.values() if entry.extra["automl_enabled"]]
-    building = _Building(spec, origins, options, vendor)
+    sizes = {WINDOW: (num_frames, "the frames of a training clip"), BATCH: (num_clips, "the training clips")}
+    limits = {key: _Limit(size, meaning) for key, (size, meaning) in sizes.items() if size is not None}
+    building = _Building(spec, origins, options, vendor, limits)
     keys = choose_keys(spec.automl, default_keys if schema is None else vendor.searched, options, building.problems)
     custom = read_custom_ranges(spec.automl.custom_param_ranges, options, keys, building.problems)
     for key in keys:
-        building.add_range(key, custom.get(key), num_frames)
+        building.add_range(key, custom.get(key))
     building.leave_out()
     building.make_dimensions()
     building.check()
     if building.problems:
         raise SpecError(*building.problems)
     return building.finish()
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """The largest value that makes a difference with the training data, and what it is."""
+
+    largest: int
+    meaning: str
 
 
 @dataclass
@@ -64,19 +77,21 @@ class _Building:
     origins: Mapping[str, str]
     options: Mapping[str, Option]
     vendor: VendorRanges
+    limits: Mapping[str, _Limit]
     ranges: dict[str, SearchRange] = field(default_factory=dict)
-    custom: set[str] = field(default_factory=set)
+    custom: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     dimensions: dict[str, Dimension] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
-    def add_range(self, key: str, custom: Mapping[str, Any] | None, num_frames: int | None) -> None:
+    def add_range(self, key: str, custom: Mapping[str, Any] | None) -> None:
         """The range of an option: its own, the schema's, the user's; each over the one before."""
-        search: SearchRange = self.vendor.ranges.get(key, self.options[key].extra["search"])
-        if key == WINDOW and search.high is None and num_frames is not None:
-            search = replace(search, high=num_frames, low=min(search.low or 1, num_frames))
+        own: SearchRange = self.options[key].extra["search"]
+        search = self.vendor.ranges.get(key, own)
+        if key in self.limits:
+            search = _narrow(search, own, self.limits[key].largest)
         if custom:
-            self.custom.add(key)
+            self.custom[key] = custom
             search = _apply_custom(search, custom)
         elif key in self.vendor.problems:
             self.problems.append(self.vendor.problems[key])
@@ -114,11 +129,12 @@ class _Building:
         """Check the ranges and stretch our own ones to the values of the spec."""
         for key, search in self.ranges.items():
             entry = self.options[key]
-            problem = _find_range_problem(key, search, entry, key in self.custom)
+            default = get_value(self.spec, key)
+            problem = _find_range_problem(key, search, entry, self.custom.get(key))
+            problem = problem or self._find_excess(key, search, default)
             if problem:
                 self.problems.append(problem)
                 continue
-            default = get_value(self.spec, key)
             is_integer = entry.type is int
             dimension = Dimension(key, _coerce(search, entry), default, is_integer, self.origins.get(key, "default"))
             if dimension.is_empty:
@@ -131,6 +147,14 @@ class _Building:
             if not dimension.may_be(default):
                 dimension = replace(dimension, note=f"only trial 0 has {default!r}, which lies outside")
             self.dimensions[key] = dimension
+
+    def _find_excess(self, key: str, search: SearchRange, default: Any) -> Problem | None:
+        """What the training data is too small for. As large as in the spec it may be: the user wants it so."""
+        highest = max(search.choices) if search.choices else search.high
+        limit = self.limits.get(key)
+        if limit is None or highest is None or highest <= max(limit.largest, default):
+            return None
+        return Problem(_name_place(key, key in self.custom), _show(search), f"at most {limit.largest}, {limit.meaning}")
 
     def check(self) -> None:
         """What goes wrong between options."""
@@ -197,6 +221,24 @@ def _show(search: SearchRange) -> str:
     return f"{search.low}..{search.high}" if not search.choices else f"the choices {list(search.choices)}"
 
 
+def _narrow(search: SearchRange, own: SearchRange, largest: int) -> SearchRange:
+    """What is left of our range, or of the schema's, up to the largest value that makes a difference.
+
+    A bound or choices of the schema's that leave nothing stay, to be refused.
+    """
+    if search.choices:
+        kept = [index for index, choice in enumerate(search.choices) if choice <= largest]
+        choices = tuple(search.choices[index] for index in kept) or search.choices
+        weights = tuple(search.weights[index] for index in kept) if search.weights and kept else search.weights
+        return replace(search, choices=choices, weights=weights)
+    low, base = search.low, search.powers_of
+    if low is not None and low == own.low:
+        low = min(low, base ** int(math.log(largest, base)) if base else largest)
+    is_within = low is None or low <= largest
+    high = min(largest, math.inf if search.high is None else search.high) if is_within else search.high
+    return replace(search, low=low, high=high)
+
+
 def _apply_custom(search: SearchRange, custom: Mapping[str, Any]) -> SearchRange:
     """The user's bounds, or choices. Special values outside of the bounds go; a bound at one of them adds nothing."""
     if "valid_options" in custom:
@@ -211,13 +253,16 @@ def _apply_custom(search: SearchRange, custom: Mapping[str, Any]) -> SearchRange
     return replace(search, low=low, high=high, specials=specials)
 
 
-def _find_range_problem(key: str, search: SearchRange, entry: Option, is_custom: bool) -> Problem | None:
-    where = _name_place(key, is_custom)
+def _find_range_problem(
+    key: str, search: SearchRange, entry: Option, custom: Mapping[str, Any] | None
+) -> Problem | None:
+    where = _name_place(key, custom is not None)
     hint = f"Give it one in {RANGES_KEY}: {{{key}: {{valid_min: ..., valid_max: ...}}}}."
-    for choice in search.choices:
-        misfit = find_misfit(entry, choice)
+    values = {"choice": search.choices, "special value": search.specials}
+    for name, value in [(name, value) for name, group in values.items() for value in group]:
+        misfit = find_misfit(entry, value)
         if misfit:
-            return Problem(where, f"the choice {choice!r}", misfit)
+            return Problem(where, f"the {name} {value!r}", misfit)
     if search.choices:
         return None
     if search.low is None or search.high is None:
@@ -225,7 +270,8 @@ def _find_range_problem(key: str, search: SearchRange, entry: Option, is_custom:
     if not (math.isfinite(search.low) and math.isfinite(search.high)):
         return Problem(where, _show(search), "finite bounds", hint)
     if search.low > search.high:
-        return Problem(where, _show(search), "a lower bound that is not above the upper one")
+        expected = "a lower bound that is not above the upper one"
+        return Problem(where, _show(search), expected, _name_own_bound(search, custom))
     if (search.log or search.powers_of) and search.low <= 0:
         return Problem(where, _show(search), "bounds above 0: it is searched on a logarithmic scale")
     if search.step and (search.high - search.low) / search.step > MAX_STEPS:
@@ -237,15 +283,19 @@ def _find_range_problem(key: str, search: SearchRange, entry: Option, is_custom:
     return None
 
 
+def _name_own_bound(search: SearchRange, custom: Mapping[str, Any] | None) -> str:
+    """Which bound stands there although the user did not give it."""
+    if custom is None or len(custom) > 1:
+        return ""
+    missing, bound = ("valid_min", search.low) if "valid_max" in custom else ("valid_max", search.high)
+    return f"{bound} is the bound where none is given: give {missing} too."
+
+
 def _coerce(search: SearchRange, entry: Option) -> SearchRange:
-    """Numbers of the option's type: 1 is 1.0 where it is a float."""
-    if entry.type not in (int, float):
-        return search
-    kind: type = entry.type
     return replace(
         search,
-        choices=tuple(kind(choice) for choice in search.choices),
-        specials=tuple(kind(special) for special in search.specials),
+        choices=tuple(coerce(entry, choice) for choice in search.choices),
+        specials=tuple(dict.fromkeys(coerce(entry, special) for special in search.specials)),
     )
 
 

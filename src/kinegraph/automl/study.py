@@ -6,6 +6,7 @@ reading the journal, sending out again what was running, and deciding as before.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,22 +16,21 @@ from typing import Any
 from kinegraph.automl.definition import DEFINITION_NAME
 from kinegraph.automl.journal import JOURNAL_NAME, StudyJournal
 from kinegraph.automl.metric import choose_direction
-from kinegraph.automl.results import read_scores
-from kinegraph.automl.samplers import suggest_values
+from kinegraph.automl.results import find_divergence, read_scores, remove_checkpoints
+from kinegraph.automl.samplers import check_algorithm, suggest_values
 from kinegraph.automl.schedule import Finished, Promote, Schedule, Start, Wait, plan_schedule
 from kinegraph.automl.space import SearchSpace, build_space
 from kinegraph.automl.trial_spec import build_base, build_trial_spec
 from kinegraph.automl.trials import Direction, Trial, find_best
-from kinegraph.automl.workers import Outcome, WorkerPool, choose_environments
+from kinegraph.automl.workers import MAX_ATTEMPTS, Outcome, WorkerPool, choose_environments
 from kinegraph.data.arrays import open_array
-from kinegraph.errors import DataError, UserError
+from kinegraph.errors import DataError, Problem, SpecError, UserError
 from kinegraph.remote import fetch
 from kinegraph.run import Run
 from kinegraph.spec import Spec
 
-MAX_ATTEMPTS = 2
-"""A training whose process was lost (killed, out of memory) is tried once more, from its last checkpoint."""
 POLL_S = 1.0
+CONFIRM_FOLDER = "confirm"
 
 
 @dataclass
@@ -70,21 +70,69 @@ class Study:
         )
 
 
-def open_study(spec: Spec, run: Run) -> Study:
-    """The study of a folder, new or as it was left."""
-    direction = choose_direction(spec.automl)
-    schedule = make_schedule(spec)
-    journal = StudyJournal(run.folder, direction)
+def open_study(spec: Spec, run: Run, max_concurrent: int | None = None) -> Study:
+    """The study of a folder, new or as it was left. `max_concurrent`: trials at once, where a cluster says so."""
+    search = prepare_search(spec, run.origins)
+    schedule = search.schedule if max_concurrent is None else make_schedule(spec, max_concurrent)
+    journal = StudyJournal(run.folder, search.direction)
+    trials = journal.load()
+    if not trials:
+        set_leftovers_aside(run)
     return Study(
         spec=spec,
         run=run,
-        direction=direction,
-        space=build_study_space(spec, run.origins),
+        direction=search.direction,
+        space=search.space,
         schedule=schedule,
         base=run.show(build_base(spec, run.origins)),
         journal=journal,
-        trials=journal.load(),
+        trials=trials,
     )
+
+
+@dataclass(frozen=True)
+class PreparedSearch:
+    """What follows from the spec before anything is trained. `environments`: of the workers of this machine."""
+
+    direction: Direction
+    space: SearchSpace
+    environments: list[dict[str, str]]
+    schedule: Schedule
+
+
+def prepare_search(spec: Spec, given: Mapping[str, str]) -> PreparedSearch:
+    """Raises SpecError with all that keeps the spec from being searched. `given`: the keys that the user gave."""
+    problems: list[Problem] = []
+
+    def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except SpecError as error:
+            problems.extend(error.problems)
+
+    is_local = spec.automl.engine == "local"
+    environments = attempt(choose_environments, spec, given) if is_local else []
+    # How many a cluster allows is known once it is joined
+    max_concurrent = len(environments or []) or max(1, spec.automl.automl_max_concurrent)
+    direction = attempt(choose_direction, spec.automl)
+    schedule = attempt(make_schedule, spec, max_concurrent)
+    space = attempt(build_study_space, spec, given)
+    if problems:
+        raise SpecError(*dict.fromkeys(problems))
+    return PreparedSearch(direction, space, environments, schedule)
+
+
+def set_leftovers_aside(run: Run) -> None:
+    """Before the first trial: the trainings of a study whose journal is gone must not be taken for those to come."""
+    for path in [*run.folder.glob("trial_[0-9]*"), run.folder / CONFIRM_FOLDER]:
+        if path.is_dir() and ".forgotten" not in path.name:
+            place = next(place for number in itertools.count(1) if not (place := _name_aside(path, number)).exists())
+            path.rename(place)
+            run.warn(f"{path} is of another study: it is now {place.name}.")
+
+
+def _name_aside(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}.forgotten{number}")
 
 
 def build_study_space(spec: Spec, given: Mapping[str, str]) -> SearchSpace:
@@ -96,17 +144,26 @@ def build_study_space(spec: Spec, given: Mapping[str, str]) -> SearchSpace:
     return build_space(spec, given, num_frames=num_frames)
 
 
-def make_schedule(spec: Spec) -> Schedule:
-    """Which trials train how long."""
+def count_trials(spec: Spec) -> int:
+    """automl_max_recommendations; of a population (pbt) its size, if that is less."""
     options = spec.automl
+    if options.algorithm != "pbt":
+        return options.automl_max_recommendations
+    return min(options.automl_population_size, options.automl_max_recommendations)
+
+
+def make_schedule(spec: Spec, max_concurrent: int) -> Schedule:
+    """Which trials train how long. Raises SpecError for an algorithm that the engine cannot do."""
+    options = spec.automl
+    check_algorithm(options.algorithm, options.engine)
     return plan_schedule(
         options.algorithm,
-        max_trials=options.automl_max_recommendations,
+        max_trials=count_trials(spec),
         num_epochs=spec.train.num_epochs,
         max_epochs=options.automl_max_epochs,
         reduction_factor=options.automl_reduction_factor,
         epoch_multiplier=options.epoch_multiplier,
-        max_concurrent=len(choose_environments(spec)),
+        max_concurrent=max_concurrent,
         direction=choose_direction(options),
     )
 
@@ -165,7 +222,7 @@ def _record(study: Study, pool: WorkerPool, outcome: Outcome) -> None:
         study.run.warn(f"{trial.name}: {outcome.error}. It goes on from its last checkpoint.")
         _send(study, pool, trial)
         return
-    error = outcome.error
+    error = outcome.error or find_divergence(study.get_folder(trial), trial.target)
     if not error:
         found = read_scores(study.get_folder(trial), study.spec.automl.metric, study.direction, trial.target)
         if found is None:
@@ -177,13 +234,16 @@ def _record(study: Study, pool: WorkerPool, outcome: Outcome) -> None:
         trial.state, trial.error = "failed", error
         study.run.warn(f"{trial.name} failed: {error}")
     study.journal.update(trial)
-    _report(study, trial)
-    if trial.number == 0 and outcome.is_mistake and len(study.trials) == 1:
+    report_trial(study, trial)
+    if study.spec.automl.automl_delete_intermediate_ckpt:
+        remove_checkpoints(study.run.folder, study.trials, study.direction, is_finished=False)
+    if trial.number == 0 and outcome.is_mistake and not any(other.scores for other in study.trials):
         study.discard()
         raise UserError(*outcome.problems)  # a mistake in the spec itself, which every trial would repeat
 
 
-def _report(study: Study, trial: Trial) -> None:
+def report_trial(study: Study, trial: Trial) -> None:
+    """A line in status.json for a trial that ended or paused."""
     best = find_best(study.trials, study.direction)
     metric = study.spec.automl.metric
     shown = "failed" if trial.state == "failed" else f"{metric} {trial.score:.4f} after {trial.budget} epochs"

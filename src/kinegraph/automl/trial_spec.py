@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kinegraph.config import get_value, list_options
+from kinegraph.config_source import set_value
 from kinegraph.spec import Spec
 
 LEFT_OUT = ("automl", "encryption_key", "results_dir", "train.gpu_ids")
@@ -51,11 +52,3 @@ def build_trial_spec(
     for key, value in changes.items():
         set_value(spec, key, value)
     return spec
-
-
-def set_value(nested: dict[str, Any], key: str, value: Any) -> None:
-    """Put a value under a dotted key of a nested mapping."""
-    *parents, last = key.split(".")
-    for part in parents:
-        nested = nested.setdefault(part, {})
-    nested[last] = value

@@ -125,11 +125,18 @@ def _read_leaf(leaf: Mapping[str, Any], entry: Option) -> SearchRange:
 
 
 def _read_condition(leaf: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
-    """depends_on_values names the values of depends_on with which the option has an effect."""
+    """depends_on_values names the values of depends_on with which the option has an effect.
+
+    Also as a mapping, from each option that it depends on to such values.
+    """
     parent, accepted = leaf.get("depends_on"), leaf.get("depends_on_values")
-    if isinstance(accepted, dict):
-        return {str(key): tuple(values) for key, values in accepted.items() if isinstance(values, list)}
-    return {parent: tuple(accepted)} if isinstance(parent, str) and isinstance(accepted, list) else {}
+    if not isinstance(accepted, dict):
+        accepted = {parent: accepted} if isinstance(parent, str) else {}
+    conditions = {str(key): tuple(values) for key, values in accepted.items() if isinstance(values, list)}
+    for values in conditions.values():
+        if not all(value is None or isinstance(value, str | int | float) for value in values):
+            raise _UnclearError(f"depends_on_values {shorten(list(values))}", "numbers, texts, true or false")
+    return conditions
 
 
 def _read_bound(leaf: Mapping[str, Any], name: str) -> float | None:

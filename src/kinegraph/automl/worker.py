@@ -32,7 +32,7 @@ def main() -> None:
     threading.Thread(target=_read_requests, args=(source, requests), daemon=True).start()
     while True:
         request = requests.get()
-        _answer(answers, {"name": request["name"], **_train(request["spec"])})
+        _answer(answers, {"name": request["name"], **train_trial(request["spec"])})
 
 
 def _read_requests(source: IO[str], requests: queue.Queue[dict[str, Any]]) -> None:
@@ -41,8 +41,11 @@ def _read_requests(source: IO[str], requests: queue.Queue[dict[str, Any]]) -> No
     os._exit(0)
 
 
-def _train(spec: dict[str, Any]) -> dict[str, Any]:
-    """{"error": "" or what failed, "is_mistake": whether the user can mend it, "problems": [...]}."""
+def train_trial(spec: dict[str, Any]) -> dict[str, Any]:
+    """Train; whatever goes wrong is an answer.
+
+    {"error": '' or what failed, "is_mistake": whether the user can mend it, "problems": [...]}.
+    """
     try:
         run_action("train", spec)
     except KinegraphError as error:

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from kinegraph.storage import make_folder
 
 MAX_GPU_WORKERS = 4
 STOP_TIMEOUT_S = 10.0
+MAX_ATTEMPTS = 2
+"""A training whose process was lost (killed, out of memory) is tried once more, from its last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ class WorkerPool:
             name, worker.name = worker.name, None
             if line is not None:
                 return _read_answer(line)
-            self._workers.remove(worker)
+            if worker in self._workers:
+                self._workers.remove(worker)
             if name is not None:
                 return Outcome(name, _describe_end(worker.process), died=True)
         return None
@@ -92,7 +97,8 @@ class WorkerPool:
     def __exit__(self, *error: object) -> None:
         for worker in self._workers:
             assert worker.process.stdin is not None
-            worker.process.stdin.close()
+            with suppress(OSError):  # it has died with a request unread
+                worker.process.stdin.close()
         for worker in self._workers:
             try:
                 worker.process.wait(STOP_TIMEOUT_S)
@@ -104,6 +110,7 @@ class WorkerPool:
         for worker in self._workers:
             if worker.name is None and worker.process.poll() is None:
                 return worker
+        self._workers = [worker for worker in self._workers if worker.name is not None]  # the idle ones have died
         taken = {worker.index for worker in self._workers}
         index = next(index for index in range(len(self.environments)) if index not in taken)
         with open(self.folder / f"worker_{index}.log", "ab") as log:
@@ -144,22 +151,22 @@ def _describe_end(process: subprocess.Popen[str]) -> str:
     return f"the process ended with exit code {code}"
 
 
-def choose_environments(spec: Spec) -> list[dict[str, str]]:
+def choose_environments(spec: Spec, given: Collection[str] = ()) -> list[dict[str, str]]:
     """The environment of each worker: its GPUs, or its share of the CPU's threads; the encryption key if there is one.
 
-    One worker on a CPU unless automl_max_concurrent says otherwise; on GPUs as many as they allow, 4 at most. Raises
-    SpecError if that is more than there are GPUs for.
+    `given`: the keys that the user gave. One worker on a CPU unless automl_max_concurrent says otherwise; on GPUs as
+    many as they allow, 4 at most. Raises SpecError if that is more than there are GPUs for.
     """
     wanted = spec.automl.automl_max_concurrent
     if wanted == 0:
         expected = "-1 or a number of trials of at least 1"
         raise SpecError(Problem("automl.automl_max_concurrent", "0", expected))
-    gpus = _list_gpus(spec)
+    gpus = _list_gpus(spec, given)
     key = find_encryption_key(spec)
     shared = {KEY_VARIABLE: key} if key else {}
     if not gpus:
-        count = max(wanted, 1)
-        num_threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+        count = min(max(wanted, 1), spec.automl.automl_max_recommendations)
+        num_threads = _count_threads()
         return [shared | {"OMP_NUM_THREADS": str(max(1, num_threads // count))} for _ in range(count)]
     per_trial = spec.train.num_gpus
     possible = len(gpus) // per_trial
@@ -171,7 +178,7 @@ def choose_environments(spec: Spec) -> list[dict[str, str]]:
     return [shared | {"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups]
 
 
-def _list_gpus(spec: Spec) -> list[str]:
+def _list_gpus(spec: Spec, given: Collection[str]) -> list[str]:
     """The GPUs of the study: train.gpu_ids if they were chosen, else all that this process may use."""
     if spec.train.accelerator == "cpu":
         return []
@@ -181,4 +188,14 @@ def _list_gpus(spec: Spec) -> list[str]:
     found = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
     found = found[: torch.cuda.device_count()]
     chosen = spec.train.gpu_ids
-    return [found[index] for index in chosen if index < len(found)] if chosen != [0] else found
+    if "train.gpu_ids" not in given or not found:
+        return found
+    if not all(0 <= index < len(found) for index in chosen):
+        raise SpecError(Problem("train.gpu_ids", str(chosen), f"ids from 0 to {len(found) - 1}"))
+    return [found[index] for index in chosen]
+
+
+def _count_threads() -> int:
+    """OMP_NUM_THREADS (its first number, where it gives one for each level), else the cores of the machine."""
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) else os.cpu_count() or 1

@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it: help, validate, template, s
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -63,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     name = Path(sys.argv[0]).name if sys.argv and not sys.argv[0].endswith(".py") else "kinegraph"
     as_json = "--json" in given
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # as stderr does: a character that the terminal does not know costs that character, not the answer
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = get_command(app).main(given, prog_name=name, standalone_mode=False)
         sys.stdout.flush()

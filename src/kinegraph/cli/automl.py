@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from kinegraph.cli.actions import EXIT_TERMINATED, add_template_hint
-from kinegraph.cli.answers import format_result, print_json, say
+from kinegraph.cli.answers import format_result, print_json
 from kinegraph.cli.parameters import (
     ACTION_HELP,
     AsJson,
@@ -44,7 +44,7 @@ def automl(
         _list_algorithms(as_json)
         return
     from kinegraph.actions import run_action
-    from kinegraph.automl.plan import format_plan, make_plan
+    from kinegraph.automl.plan import make_plan
     from kinegraph.run import Terminated, show_messages
     from kinegraph.spec_reading import read_spec
 
@@ -55,8 +55,12 @@ def automl(
         if dry_run and as_json:
             print_json({"status": "ok", "action": "automl", "dry_run": True, "plan": plan})
             return
-        say(format_plan(plan))
-        if dry_run or not (yes or _confirm()):
+        _show_plan(plan, json_progress)
+        if dry_run:
+            return
+        if not (yes or _confirm()):
+            if as_json:
+                print_json({"status": "ok", "action": "automl", "started": False})
             return
         result = run_action("automl", spec, changes)
     except Terminated:
@@ -69,11 +73,21 @@ def automl(
         print(format_result(result.metrics, result.files))
 
 
+def _show_plan(plan: dict[str, Any], as_event: bool) -> None:
+    from kinegraph.automl.plan import format_plan
+    from kinegraph.storage import dump_json
+
+    print(dump_json({"event": "plan", "plan": plan}) if as_event else format_plan(plan), file=sys.stderr, flush=True)
+
+
 def _confirm() -> bool:
     """Ask at a terminal; go ahead where nobody can answer."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return True
-    return typer.confirm("Start the search?", default=True, err=True)
+    try:
+        return typer.confirm("Start the search?", default=True, err=True)
+    except typer.Abort:  # Ctrl-C or Ctrl-D at the question
+        raise KeyboardInterrupt from None
 
 
 def _list_algorithms(as_json: bool) -> None:

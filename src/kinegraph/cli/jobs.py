@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from kinegraph.cli.answers import print_json, say
+from kinegraph.cli.answers import format_number, make_printable, print_json, say
 from kinegraph.cli.parameters import AsJson, Key, Overrides, SpecFile, collect_overrides
+from kinegraph.errors import Problem, UserError
 
 FAILED_EXIT_CODE = 1
 STILL_RUNNING_EXIT_CODE = 3
@@ -70,7 +71,8 @@ Bundle = Annotated[
 ]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait for the end of the job.")]
 Timeout = Annotated[
-    float | None, typer.Option("--timeout", metavar="SECONDS", help="Wait no longer than this.", show_default=False)
+    float | None,
+    typer.Option("--timeout", metavar="SECONDS", help="With --wait: no longer than this.", show_default=False),
 ]
 Tail = Annotated[
     int | None, typer.Option("--tail", "-n", metavar="LINES", help="Only the last lines.", show_default=False)
@@ -99,6 +101,7 @@ def submit(
 ) -> None:
     from kinegraph.jobs import create_job
 
+    _check_timeout(wait, timeout)
     job = create_job(
         action,
         collect_overrides(overrides, None, key),
@@ -117,10 +120,10 @@ def submit(
     for notice in job.notices:
         say(f"notice: {notice}")
     if not as_json:
-        print(f"Job {job.id}: {job.effective_action} on the {job.runner} runner.")
+        _show(f"Job {job.id}: {job.effective_action} on the {job.runner} runner.")
         if job.policy:
-            print(f"AutoML: {'yes' if job.policy.uses_automl else 'no'}. {job.policy.route_reason}.")
-        print(f"Results: {job.results_dir}")
+            _show(f"AutoML: {'yes' if job.policy.uses_automl else 'no'}. {job.policy.route_reason}.")
+        _show(f"Results: {job.results_dir}")
     _answer(job.id, root, wait, timeout, as_json, is_new=True)
 
 
@@ -128,6 +131,7 @@ def submit(
 def status(
     job_id: JobId, root: Root = None, wait: Wait = False, timeout: Timeout = None, as_json: AsJson = False
 ) -> None:
+    _check_timeout(wait, timeout)
     _answer(job_id, root, wait, timeout, as_json)
 
 
@@ -139,7 +143,7 @@ def logs(job_id: JobId, root: Root = None, tail: Tail = None, as_json: AsJson = 
     if as_json:
         print_json({"status": "ok", "job_id": job_id, "text": text})
     else:
-        print(text, end="" if text.endswith("\n") or not text else "\n")
+        _show(text, end="" if text.endswith("\n") or not text else "\n")
 
 
 @app.command(help="Stop a job.")
@@ -150,7 +154,7 @@ def cancel(job_id: JobId, root: Root = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"status": "ok", "job": job.as_data()})
     else:
-        print(_format_state(job))
+        _show(_format_state(job))
     if not job.has_ended:
         say(f"The stop is asked for; {job.host or 'the cluster'} carries it out.")
 
@@ -167,7 +171,7 @@ def list_all(root: Root = None, as_json: AsJson = False) -> None:
         return
     for job in jobs:
         parent = f"  of {job.parent_job_id[:SHORT_ID]}" if job.parent_job_id else ""
-        print(f"{job.id[:SHORT_ID]}  {job.created_at[:19]}  {job.effective_action:<16}{job.status:<10}{parent}")
+        _show(f"{job.id[:SHORT_ID]}  {job.created_at[:19]}  {job.effective_action:<16}{job.status:<10}{parent}")
     if not jobs:
         say("No jobs here. `kinegraph jobs submit ACTION` starts one.")
 
@@ -200,7 +204,7 @@ def resolve(
         pretrained_model=pretrained_model,
         key_file=key_file,
     )
-    print_json({"status": "ok", "name": name, "value": value}) if as_json else print(value)
+    print_json({"status": "ok", "name": name, "value": value}) if as_json else _show(value)
 
 
 def _answer(
@@ -213,9 +217,23 @@ def _answer(
     if as_json:
         print_json({"status": "ok", "job": job.as_data()})
     elif wait or not is_new:
-        print(_format_state(job))
+        _show(_format_state(job))
     if wait and job.status != "Complete":
         raise typer.Exit(FAILED_EXIT_CODE if job.has_ended else STILL_RUNNING_EXIT_CODE)
+
+
+def _check_timeout(wait: bool, timeout: float | None) -> None:
+    if timeout is None:
+        return
+    if not wait:
+        raise UserError(Problem("--timeout", "a time without --wait", "both or none of them", "Add --wait."))
+    if not timeout >= 0:  # NaN is not
+        raise UserError(Problem("--timeout", str(timeout), "seconds, at least 0"))
+
+
+def _show(text: str, end: str = "\n") -> None:
+    """Print what comes from a record or a log: others may have written it."""
+    print(make_printable(text), end=end)
 
 
 def _format_state(job: Any) -> str:
@@ -224,7 +242,7 @@ def _format_state(job: Any) -> str:
         done, num_epochs = job.progress["epoch"] + 1, job.progress["max_epoch"] + 1
         lines.append(f"  epoch {done} of {num_epochs} is done, {job.progress.get('eta', '?')} left")
     numbers = {name: value for name, value in job.metrics.items() if isinstance(value, int | float)}
-    lines += [f"  {name}: {value:.6g}" for name, value in numbers.items()]
+    lines += [f"  {name}: {format_number(value)}" for name, value in numbers.items()]
     lines += [f"  {role}: {path}" for role, path in job.files.items()]
     return "\n".join(lines)
 

@@ -1,9 +1,11 @@
-"""Commands that help to write a spec and to look at data: validate, template, schema, layouts, inspect, sample, demo."""
+"""Commands that help to write a spec and to look at data: from validate to demo."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,19 +49,21 @@ def validate(
 
 
 @app.command(help="Write a commented spec to fill in.")
-def template(action: ActionName, output: OutputFile = None) -> None:
+def template(action: ActionName, output: OutputFile = None, as_json: AsJson = False) -> None:
     from kinegraph.templates import build_template
 
     check_action(action)
-    deliver(build_template(action), output)
+    text = build_template(action)
+    deliver(text, output, {"action": action, "template": text} if as_json else None)
 
 
 @app.command(help="Write the JSON Schema of a spec.")
-def schema(action: ActionName, output: OutputFile = None) -> None:
+def schema(action: ActionName, output: OutputFile = None, as_json: AsJson = False) -> None:
     from kinegraph.templates import build_schema
 
     check_action(action)
-    deliver(format_json(build_schema(action)), output)
+    built = build_schema(action)
+    deliver(format_json(built), output, {"action": action, "schema": built} if as_json else None)
 
 
 @app.command(help="List the skeleton layouts, or show one.")
@@ -73,13 +77,19 @@ def layouts(
 
     if name is not None:
         layout = get_layout(name, "layout")
-        print_json(layout.to_dict()) if as_json else print(_format_layout(layout))
-    elif as_json:
-        print_json([layout.to_dict() for layout in LAYOUTS.values()])
+        shown = [layout]
+        text = _format_layout(layout)
     else:
-        for layout in LAYOUTS.values():
-            print(f"{layout.name:<16}{layout.num_joints:>3} joints, centre {layout.joints[layout.centre]}")
-        print("\n`kinegraph layouts NAME` shows one. A layout of your own: model.graph_layout: my_layout.yaml")
+        shown = list(LAYOUTS.values())
+        lines = [
+            f"{layout.name:<16}{layout.num_joints:>3} joints, centre {layout.joints[layout.centre]}" for layout in shown
+        ]
+        more = "`kinegraph layouts NAME` shows one. A layout of your own: model.graph_layout: my_layout.yaml"
+        text = "\n".join([*lines, "", more])
+    if as_json:
+        print_json({"status": "ok", "layouts": [layout.to_dict() for layout in shown]})
+    else:
+        print(text)
 
 
 @app.command(help="Show what is in a data set.")
@@ -98,7 +108,7 @@ def inspect(
     for location, path in files.items():  # the user's names, not those of the cache
         text = text.replace(json.dumps(path)[1:-1], json.dumps(location)[1:-1])
     report = json.loads(text)
-    print_json(report) if as_json else print(format_report(report))
+    print_json({"status": "ok", **report}) if as_json else print(format_report(report))
 
 
 @app.command(help="Write generated clips and a recording to try things on.")
@@ -124,14 +134,18 @@ def demo(
     folder: Annotated[
         str, typer.Option("--folder", metavar="FOLDER", help="Where everything goes.")
     ] = "kinegraph-demo",
+    as_json: AsJson = False,
 ) -> None:
     from kinegraph.demo import run_demo
     from kinegraph.run import Terminated
 
     try:
-        run_demo(Path(folder))
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():
+            result = run_demo(Path(folder))
     except Terminated:
         raise typer.Exit(EXIT_TERMINATED) from None
+    if as_json:
+        print_json({"status": "ok", "metrics": result.metrics, "files": result.files})
 
 
 def _format_layout(layout: Any) -> str:

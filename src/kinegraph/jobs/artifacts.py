@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from kinegraph import remote
+from kinegraph.config import shorten
 from kinegraph.errors import DataError, Problem, UserError
+from kinegraph.jobs.plain_json import parse_json
 
 SUFFIXES = (".pth", ".tlt", ".hdf5")
 LEFT_OUT_FOLDER = "lightning_logs"
@@ -21,6 +22,8 @@ BEST_METRICS_NAME = "best.json"
 AUTOML_RESULT_NAME = "best_rec.json"
 STATUS_NAME = "status.json"
 EPOCH_PATTERN = re.compile(r"epoch[_=-]?(\d{1,9})(?:[_-]step[_=-]?(\d{1,12}))?")
+MAX_EPOCH = 10**9 - 1
+"""As many digits as the pattern takes."""
 MAX_JSON_BYTES = 16 * 1024 * 1024
 MAX_STATUS_BYTES = 64 * 1024 * 1024
 
@@ -50,12 +53,14 @@ class Candidate:
 
 def parse_choice(text: str | int) -> str | int:
     """best, latest or the number of an epoch. Raises UserError."""
-    choice = str(text).strip().lower()
+    if isinstance(text, int):
+        text = str(text) if abs(text) <= MAX_EPOCH else f"a number beyond {MAX_EPOCH}"
+    choice = text.strip().lower()
     if choice in CHOICES:
         return choice
-    if choice.isascii() and choice.isdigit():
+    if choice.isascii() and choice.isdigit() and len(choice) <= len(str(MAX_EPOCH)):
         return int(choice)
-    raise UserError(Problem("checkpoint", repr(text), "best, latest, or the number of an epoch, counted from 0"))
+    raise UserError(Problem("checkpoint", shorten(text), "best, latest, or the number of an epoch, counted from 0"))
 
 
 def find_model(folder: str, choice: str | int = "best") -> Artifact:
@@ -199,9 +204,9 @@ def _name_trial(best: dict[str, Any]) -> str:
 
 def _read_json(location: str) -> dict[str, Any]:
     try:
-        content = json.loads(remote.read_text(location, MAX_JSON_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise DataError(Problem(location, f"text that is not JSON ({type(error).__name__})", "JSON")) from None
+        content = parse_json(remote.read_text(location, MAX_JSON_BYTES))
+    except ValueError as error:
+        raise DataError(Problem(location, f"text that is not JSON ({error})", "JSON")) from None
     if not isinstance(content, dict):
         raise DataError(Problem(location, f"a {type(content).__name__}", "a mapping"))
     return content
@@ -212,8 +217,8 @@ def read_status(location: str) -> list[dict[str, Any]]:
     lines = []
     for text in remote.read_text(location, MAX_STATUS_BYTES).splitlines():
         try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
+            line = parse_json(text)
+        except ValueError:
             continue
         if isinstance(line, dict):
             lines.append(line)
@@ -227,6 +232,7 @@ def read_scores(location: str) -> dict[int, float]:
         kpi = line.get("kpi")
         score = kpi.get("val_acc") if isinstance(kpi, dict) else None
         epoch = line.get("epoch")
-        if type(epoch) is int and isinstance(score, int | float) and math.isfinite(score):
+        # no integer of hundreds of digits, which is no float, and no NaN, which is in no range
+        if type(epoch) is int and type(score) in (int, float) and abs(score) <= sys.float_info.max:
             scores[epoch] = float(score)
     return scores

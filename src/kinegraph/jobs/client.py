@@ -25,6 +25,7 @@ from kinegraph.jobs.record import (
     get_time,
     list_job_ids,
     read_job,
+    read_record,
     write_job,
     write_overrides,
 )
@@ -139,7 +140,7 @@ def list_jobs(root: Root = None) -> list[Job]:
     jobs = []
     for job_id in list_job_ids(place):
         try:
-            job = read_job(place, job_id)
+            job = read_record(place, job_id)
             jobs.append(_refresh(place, job) if job.runner == "local" else job)
         except (StorageError, UserError) as error:
             LOGGER.warning("left out: %s", error)

@@ -8,7 +8,7 @@ the answer says Error and the record stays as it is, so that a job that comes ba
 from __future__ import annotations
 
 import contextlib
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,13 +16,39 @@ from typing import Any
 from kinegraph import remote
 from kinegraph.errors import KinegraphError
 from kinegraph.jobs.artifacts import STATUS_NAME, read_status
+from kinegraph.jobs.plain_json import parse_json
 from kinegraph.jobs.record import CANCEL_NAME, HEARTBEAT_NAME, Job, Status, advance, find_work_folder, get_time
 from kinegraph.jobs.supervisor import ANSWER_NAME, read_answer
 
 STALE_S = 600.0
 MAX_HEARTBEAT_BYTES = 10_000
-PROGRESS = ("epoch", "max_epoch", "step", "max_step", "time_per_epoch", "eta", "kpi", "message", "timestamp")
-"""What of a line of status.json tells how far a run is."""
+MAX_COUNT = 10**15
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_COUNT
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value)
+
+
+PROGRESS: dict[str, Callable[[Any], bool]] = {
+    "epoch": _is_count,
+    "max_epoch": _is_count,
+    "step": _is_count,
+    "max_step": _is_count,
+    "time_per_epoch": _is_text,
+    "eta": _is_text,
+    "kpi": _is_mapping,
+    "message": _is_text,
+    "timestamp": _is_text,
+}
+"""What of a line of status.json tells how far a run is -> whether a value of it can be used."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +102,8 @@ def _read_status(job: Job) -> list[dict[str, Any]]:
 
 def _read_heartbeat(root: str, job: Job) -> Any:
     location = remote.join(root, job.id, HEARTBEAT_NAME)
-    with contextlib.suppress(KinegraphError, ValueError, RecursionError):
-        content = json.loads(remote.read_text(location, MAX_HEARTBEAT_BYTES))
+    with contextlib.suppress(KinegraphError, ValueError):
+        content = parse_json(remote.read_text(location, MAX_HEARTBEAT_BYTES))
         return content.get("time") if isinstance(content, dict) else None
     return None
 
@@ -91,7 +117,7 @@ def measure_age_s(job: Job) -> float:
 def read_progress(job: Job) -> dict[str, Any]:
     """How far a job is by its status.json: the last epoch, max_epoch, eta, kpi and so on; {} if it says nothing."""
     lines = [line for line in _read_status(job) if line.get("status") == "RUNNING"]
-    known = {name: line[name] for line in lines for name in PROGRESS if line.get(name) not in (None, "", {})}
+    known = {name: line[name] for line in lines for name, fits in PROGRESS.items() if fits(line.get(name))}
     return {name: known[name] for name in PROGRESS if name in known}
 
 

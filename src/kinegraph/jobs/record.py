@@ -9,7 +9,6 @@ writes it: whoever launches, then the supervisor of the job, and a reader only w
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import uuid
@@ -23,8 +22,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from kinegraph import remote
+from kinegraph.config import shorten
 from kinegraph.errors import KinegraphError, Problem, StorageError, UserError
 from kinegraph.file_systems import check_location
+from kinegraph.jobs.plain_json import parse_json
 from kinegraph.spec import SHORTHANDS
 from kinegraph.storage import dump_json
 
@@ -170,8 +171,14 @@ def find_root(root: str | os.PathLike[str] | None = None) -> str:
     return make_absolute(text)
 
 
-def make_absolute(location: str) -> str:
-    """A path that means the same in another folder; a URI stays as it is. Raises UserError for one with a password."""
+def make_absolute(location: str, where: str = "a path") -> str:
+    """A path that means the same in another folder; a URI stays as it is.
+
+    `where` says what it is for. Raises UserError for a URI with a password, and for an empty text, which would mean the
+    current folder: most often it is a variable of a shell that is not set.
+    """
+    if not location:
+        raise UserError(Problem(where, "an empty text", "a path, or a URI such as s3://bucket/data"))
     if remote.is_remote(location):
         check_location(location)
         return location.rstrip("/")
@@ -189,28 +196,47 @@ def find_work_folder(root: str, job_id: str) -> Path:
 
 def write_job(root: str, job: Job) -> None:
     """Write job.json, whole or not at all. Raises StorageError."""
-    remote.write_text(remote.join(root, job.id, RECORD_NAME), dump_json(job.as_data(), indent=2) + "\n")
+    text = dump_json(job.as_data(), indent=2) + "\n"
+    # A half of a surrogate pair, as in names that are no UTF-8, is no text; its escape sequence is one of JSON
+    text = text.encode("utf-8", errors="backslashreplace").decode()
+    remote.write_text(remote.join(root, job.id, RECORD_NAME), text)
 
 
 def read_job(root: str, job_id: str) -> Job:
     """The record as it was last written. `job_id` may be the unique start of an id. Raises UserError, StorageError."""
-    full_id = find_job_id(root, job_id)
+    return read_record(root, find_job_id(root, job_id))
+
+
+def read_record(root: str, full_id: str) -> Job:
+    """The record in the folder of a job. Raises UserError where there is none, StorageError for a damaged one."""
     location = remote.join(root, full_id, RECORD_NAME)
     text = remote.read_text(location, MAX_RECORD_BYTES)
     try:
-        job = TypeAdapter(Job).validate_python(json.loads(text))
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+        _check_version(content, location)
+        job = TypeAdapter(Job).validate_python(content)
+    except ValueError as error:
         raise StorageError(Problem(location, _describe_fault(error), "the record of a job")) from None
     if job.id != full_id:
-        raise StorageError(Problem(location, f"the record of job {job.id!r}", f"that of {full_id}"))
-    return job
+        raise StorageError(Problem(location, f"the record of job {shorten(job.id)}", f"that of {full_id}"))
+    return replace(job, progress={})
 
 
-def _describe_fault(error: Exception) -> str:
+def _check_version(content: Any, location: str) -> None:
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if type(version) is int and version == SCHEMA_VERSION:
+        return
+    is_newer = type(version) is int and version > SCHEMA_VERSION
+    hint = "A newer Kinegraph wrote it: update this one." if is_newer else ""
+    got = "no schema_version" if version is None else f"schema_version {shorten(version)}"
+    raise StorageError(Problem(location, got, f"schema_version {SCHEMA_VERSION}", hint))
+
+
+def _describe_fault(error: ValueError) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return f"text that is not JSON ({type(error).__name__})"
+        return f"{shorten('.'.join(map(str, first['loc'])))}: {first['msg']}"
+    return f"text that is not JSON ({error})"
 
 
 def find_job_id(root: str, job_id: str) -> str:
@@ -219,7 +245,7 @@ def find_job_id(root: str, job_id: str) -> str:
     if ID_PATTERN.fullmatch(text) and remote.exists(remote.join(root, text, RECORD_NAME)):
         return text
     is_prefix = len(text) >= MIN_PREFIX and not text.strip("0123456789abcdef-")
-    found = [name for name in list_job_ids(root) if name.startswith(text)] if is_prefix else []
+    found = list_job_ids(root, text) if is_prefix else []
     if len(found) == 1:
         return found[0]
     expected = f"the id of a job under {root}, or its first characters (at least {MIN_PREFIX})"
@@ -229,11 +255,9 @@ def find_job_id(root: str, job_id: str) -> str:
     raise UserError(Problem("job id", f"{str(job_id)[:80]!r}, which is not there", expected, hint))
 
 
-def list_job_ids(root: str) -> list[str]:
-    """The ids of all jobs under a root, unordered. A root that is not there yet has none."""
-    if remote.is_remote(root):
-        parts = [entry.name.split("/") for entry in remote.list_files(root)] if remote.is_folder(root) else []
-        names = [names[0] for names in parts if len(names) == 2 and names[1] == RECORD_NAME]
-    else:
-        names = [path.parent.name for path in Path(root).glob(f"*/{RECORD_NAME}")]
-    return [name for name in names if ID_PATTERN.fullmatch(name)]
+def list_job_ids(root: str, start: str = "") -> list[str]:
+    """The ids of the jobs under a root that begin with `start`, unordered. A root that is not there yet has none."""
+    names = [name for name, kind in remote.list_folder(root).items() if kind == "directory" and name.startswith(start)]
+    return [
+        name for name in names if ID_PATTERN.fullmatch(name) and remote.is_file(remote.join(root, name, RECORD_NAME))
+    ]

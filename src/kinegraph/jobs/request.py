@@ -9,6 +9,7 @@ from typing import Any
 
 from kinegraph import remote
 from kinegraph.config import LoadedSpec, get_value, list_options
+from kinegraph.config_source import nest
 from kinegraph.errors import Problem, SpecError, UserError, look_up
 from kinegraph.jobs.artifacts import parse_choice
 from kinegraph.jobs.record import (
@@ -154,21 +155,22 @@ def _decide_policy(request: Request) -> PolicyRecord | None:
     else:
         from kinegraph.bundle import check_bundle
 
-        report = check_bundle(os.fspath(request.bundle))
+        report = check_bundle(make_absolute(os.fspath(request.bundle), "bundle"))
         route = choose_route("train", decision, report.automl_enabled, report.not_runnable)
     return PolicyRecord(decision.policy, decision.origin, decision.reason, route.uses_automl, route.reason)
 
 
 def _find_key(request: Request, spec: Spec, problems: list[Problem]) -> tuple[str, str]:
     """The key, if it was given by value, and where the action gets it from."""
-    reference = find_key_reference(request.key_file)
+    reference = ""
     if spec.encryption_key and request.key_file:
         problems.append(Problem("encryption_key", "a key and a key file", "one of them"))
-    if reference.startswith(KEY_FROM_FILE) and request.runner == "local":
-        try:
+    try:
+        reference = find_key_reference(request.key_file)
+        if reference.startswith(KEY_FROM_FILE) and request.runner == "local":
             read_key_file(reference)
-        except UserError as error:
-            problems += error.problems
+    except UserError as error:
+        problems += error.problems
     return spec.encryption_key, KEY_FROM_CALL if spec.encryption_key else reference
 
 
@@ -287,15 +289,3 @@ def _count_gpus(spec: Spec, action: str) -> int:
     if action == "train":
         return spec.train.num_gpus
     return 0 if spec.automl.engine == "ray" else spec.train.num_gpus * max(1, spec.automl.automl_max_concurrent)
-
-
-def nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as nested mappings."""
-    tree: dict[str, Any] = {}
-    for key, value in values.items():
-        *groups, name = key.split(".")
-        node = tree
-        for group in groups:
-            node = node.setdefault(group, {})
-        node[name] = value
-    return tree

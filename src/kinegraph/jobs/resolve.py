@@ -12,8 +12,8 @@ from typing import Any
 from kinegraph import remote
 from kinegraph.config_source import read_source
 from kinegraph.errors import DataError, KinegraphError, Problem, SpecError, UserError, look_up
-from kinegraph.jobs.artifacts import find_model, find_onnx
-from kinegraph.jobs.record import find_folder, find_root, make_absolute, read_job
+from kinegraph.jobs.artifacts import find_model, find_onnx, parse_choice
+from kinegraph.jobs.record import ID_PATTERN, RECORD_NAME, find_folder, find_job_id, find_root, make_absolute, read_job
 from kinegraph.spec import KEY_VARIABLE
 
 KEY_FROM_ENVIRONMENT = f"environment:{KEY_VARIABLE}"
@@ -166,38 +166,46 @@ def resolve_spec_param(
     """What one function of FUNCTIONS gives for a job, without creating one; '' where there is nothing to fill in.
 
     `action` is the one that asks. `job_id` is needed for what lies in the job's own folder, `parent_job_id` for what
-    comes from the parent. `key` gives the reference to the key, not the key. Raises UserError, StorageError.
+    comes from the parent. A full id may be that of a job that is not there yet. `key` gives the reference to the key,
+    not the key. Raises UserError, StorageError.
     """
     function = look_up(FUNCTIONS, name, "spec param")
     look_up(SPEC_PARAMS, action, "action")
     place = find_root(root)
     needs_own = name not in ("key", "parent_model", "parent_model_folder")
-    if needs_own and not job_id:
+    if needs_own and job_id is None:
         raise UserError(Problem(name, "no job id", "the id of the job whose folder is meant"))
-    folder = find_folder(place, str(job_id)) if job_id else place
-    results_dir = remote.join(folder, action)
-    if job_id and remote.exists(remote.join(folder, "job.json")):
-        results_dir = read_job(place, str(job_id)).results_dir
+    folder, results_dir = (place, "") if job_id is None else _find_own(place, job_id, action)
     return function(
         Context(
             action,
             folder,
             results_dir,
             parent=find_parent(place, parent_job_id),
-            checkpoint=checkpoint,
+            checkpoint=parse_choice(checkpoint),
             pretrained=pretrained_model,
             key=find_key_reference(key_file),
         )
     ).value
 
 
+def _find_own(root: str, job_id: str, action: str) -> tuple[str, str]:
+    """The folder and the results folder of a job: of one that is there, or of one that has only its id yet."""
+    text = job_id.lower()
+    full_id = text if ID_PATTERN.fullmatch(text) else find_job_id(root, job_id)
+    folder = find_folder(root, full_id)
+    if remote.exists(remote.join(folder, RECORD_NAME)):
+        return folder, read_job(root, full_id).results_dir
+    return folder, remote.join(folder, action)
+
+
 def find_parent(root: str, parent_job_id: str | None) -> Parent | None:
     """The results of the parent. Raises UserError if there is none, or if it has not ended yet."""
-    if not parent_job_id:
+    if parent_job_id is None:
         return None
     folder = find_folder(root, parent_job_id)
-    is_name = parent_job_id not in (".", "..") and not set(parent_job_id) & set("/\\:")
-    has_record = is_name and remote.exists(remote.join(folder, "job.json"))
+    is_name = parent_job_id not in ("", ".", "..") and not set(parent_job_id) & set("/\\:")
+    has_record = is_name and remote.exists(remote.join(folder, RECORD_NAME))
     if is_name and not has_record and remote.is_folder(folder):
         return Parent(parent_job_id, folder)
     job = read_job(root, parent_job_id)
@@ -209,9 +217,9 @@ def find_parent(root: str, parent_job_id: str | None) -> Parent | None:
 
 
 def find_key_reference(key_file: str | os.PathLike[str] | None = None) -> str:
-    """Where the encryption key comes from: file:PATH, environment:NAME, or '' without one."""
-    if key_file:
-        return KEY_FROM_FILE + make_absolute(os.fspath(key_file))
+    """Where the encryption key comes from: file:PATH, environment:NAME, or '' without one. Raises UserError."""
+    if key_file is not None:
+        return KEY_FROM_FILE + make_absolute(os.fspath(key_file), "key_file")
     return KEY_FROM_ENVIRONMENT if os.environ.get(KEY_VARIABLE) else ""
 
 

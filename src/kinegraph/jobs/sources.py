@@ -64,7 +64,7 @@ def read_data_source(
     if isinstance(source, Mapping):
         return _read_mapping(files, source)
     try:
-        folder = make_absolute(os.fspath(source))
+        folder = make_absolute(os.fspath(source), "data_source")
         is_folder = remote.is_folder(folder)
         if not is_folder and action == "dataset_convert" and remote.exists(folder):
             return _read_mapping(files, {"dataset_convert.data": folder})
@@ -84,7 +84,7 @@ def _read_mapping(files: Mapping[str, str], source: Mapping[str, str]) -> Source
     for key, path in source.items():
         try:
             look_up(files, key, "data_source")
-            found.values[key] = make_absolute(os.fspath(path))
+            found.values[key] = make_absolute(os.fspath(path), key)
         except UserError as error:
             found.problems += error.problems
     return found
@@ -110,10 +110,7 @@ def _read_folder(action: str, folder: str, given: Collection[str]) -> SourcedDat
 
 def _list_names(folder: str) -> set[str]:
     """Names of the files directly in a folder."""
-    if remote.is_remote(folder):
-        return {entry.name for entry in remote.list_files(folder) if "/" not in entry.name}
-    with os.scandir(folder) as entries:
-        return {entry.name for entry in entries if entry.is_file()}
+    return {name for name, kind in remote.list_folder(folder).items() if kind == "file"}
 
 
 def _name_recording(stem: str, names: Collection[str]) -> list[str]:

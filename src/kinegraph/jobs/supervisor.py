@@ -7,7 +7,6 @@ runner it is the same; a runner only decides where it runs. If it dies, the acti
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -22,6 +21,7 @@ from typing import Any
 from kinegraph import remote
 from kinegraph.errors import KinegraphError, StorageError
 from kinegraph.jobs.environment import build_environment
+from kinegraph.jobs.plain_json import parse_json
 from kinegraph.jobs.processes import describe_process
 from kinegraph.jobs.record import (
     CANCEL_NAME,
@@ -180,7 +180,8 @@ class Supervisor:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _log(self, lines: Any) -> None:
-        with contextlib.suppress(OSError), open(self.folder / LOG_NAME, "a", encoding="utf-8") as log:
+        path, text = self.folder / LOG_NAME, {"encoding": "utf-8", "errors": "backslashreplace"}
+        with contextlib.suppress(OSError), open(path, "a", **text) as log:  # type: ignore[call-overload]
             log.writelines(f"{line}\n" for line in lines)
 
     def _write(self, job: Job) -> None:
@@ -213,8 +214,8 @@ def read_answer(path: Path) -> dict[str, Any]:
     except OSError:
         return {}
     start = 0 if text.startswith("{") else text.rfind("\n{") + 1
-    with contextlib.suppress(ValueError, RecursionError):
-        answer = json.loads(text[start:])
+    with contextlib.suppress(ValueError):
+        answer = parse_json(text[start:])
         return answer if isinstance(answer, dict) else {}
     return {}
 
