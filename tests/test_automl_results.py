@@ -223,8 +223,8 @@ def test_checkpoints_of_others_are_removed_once_they_are_of_no_use(study: Path) 
     before = {path.name for path in (study / "trial_003").iterdir() if path.suffix != ".pth"}
     freed_bytes = remove_checkpoints(study, trials, "maximize", is_finished=False)
     assert list_checkpoints(study) == {
-        "trial_000": 4,  # paused: may be promoted
-        "trial_001": 4,  # the best
+        "trial_000": 3,  # paused: may be promoted; keeps its newest and its best, which are one file with two pointers
+        "trial_001": 3,  # the best, the same
         "trial_002": 0,
         "trial_003": 0,
         "trial_004": 4,  # running
@@ -232,7 +232,7 @@ def test_checkpoints_of_others_are_removed_once_they_are_of_no_use(study: Path) 
     assert {path.name for path in (study / "trial_003").iterdir()} == before
     assert freed_bytes >= 2 * 2 * len(b"trial_001model_epoch_002_step_00009.pth")
     remove_checkpoints(study, trials, "maximize", is_finished=True)
-    assert list_checkpoints(study) == {"trial_000": 0, "trial_001": 4, "trial_002": 0, "trial_003": 0, "trial_004": 4}
+    assert list_checkpoints(study) == {"trial_000": 0, "trial_001": 3, "trial_002": 0, "trial_003": 0, "trial_004": 4}
     assert remove_checkpoints(study, trials, "maximize", is_finished=True) == 0
 
 
@@ -263,6 +263,8 @@ def test_several_seeds_are_measured_against_their_scatter() -> None:
     assert "20 trials" in comparison.text and "test split" in comparison.text
     close = compare(spec, {seed: score + 0.03 for seed, score in spec.items() if score is not None})
     assert close.verdict == "unclear" and "no gain is shown" in close.text
+    two = compare({1: 0.3, 2: 0.4}, {1: 0.74, 2: 0.75})
+    assert two.verdict == "unclear" and "automl.confirm_seeds=3" in two.text
 
 
 def test_comparison_knows_the_direction_and_what_failed() -> None:

@@ -777,3 +777,118 @@ def test_mistakes_of_the_caller(tmp_path: Path, data: Path, options: dict[str, A
         create_job(**known)
     assert "secret" not in str(caught.value)
     assert not (tmp_path / "jobs").exists()
+
+
+def test_ids_of_spec_params_lead_to_jobs_only(tmp_path: Path) -> None:
+    root = tmp_path / "jobs"
+    job = make_job(root, results_dir=str(tmp_path / "elsewhere"))
+    write_training(tmp_path / "elsewhere")
+    write_training(tmp_path / "outside" / "train")
+    newest = str(tmp_path / "elsewhere" / "model_epoch_002_step_00009.pth")
+    for name in (job.id, job.id[:8], job.id.upper()):
+        assert resolve_spec_param("output_dir", root=root, job_id=name) == str(root / job.id)
+        assert resolve_spec_param("resume_model", root=root, job_id=name) == newest
+    unknown = ("../outside", "../../../etc", str(tmp_path / "outside"), "..", "", "bbbbbbbb", "notes")
+    for name in unknown:
+        for param in ("output_dir", "resume_model", "parent_model"):
+            with pytest.raises(UserError, match="which is not there"):
+                resolve_spec_param(param, root=root, job_id=name)
+        with pytest.raises(UserError, match="which is not there"):
+            resolve_spec_param("parent_model", root=root, parent_job_id=name)
+
+
+def test_numbers_of_epochs_without_bound(tmp_path: Path) -> None:
+    write_training(tmp_path)
+    for number in ("9" * 5000, 10**5000, -(10**5000), "1" * 10):
+        with pytest.raises(UserError, match="best, latest, or the number of an epoch") as caught:
+            find_model(str(tmp_path), number)
+        assert len(str(caught.value)) < 300
+    with pytest.raises(DataError, match="epoch 999999999"):
+        find_model(str(tmp_path), "999999999")
+
+
+def test_scores_that_are_no_numbers_choose_no_checkpoint(tmp_path: Path) -> None:
+    write_training(tmp_path, best=None, scores={0: 0.25, 1: 0.5, 2: 10**400})
+    assert find_model(str(tmp_path)).location.endswith("model_epoch_001_step_00006.pth")
+
+
+@pytest.mark.parametrize("value", ["x", None, [1], {"a": 1}, True, -1, 1.5, 10**400])
+def test_progress_that_is_none(tmp_path: Path, value: Any) -> None:
+    job = make_job(tmp_path, status="Running", owner=describe_process(os.getpid()))
+    write_status(job, {"status": "RUNNING", "epoch": 1, "max_epoch": 9, "eta": "0:01:00"})
+    damaged = dict.fromkeys(("epoch", "max_epoch", "step"), value) | dict.fromkeys(("eta", "kpi"), [1])
+    with open(Path(job.results_dir) / "status.json", "a") as file:
+        file.write(json.dumps({"timestamp": get_time(), "status": "RUNNING"} | damaged) + "\n")
+    progress = get_job_status(job.id, tmp_path).progress
+    assert (progress["epoch"], progress["max_epoch"], progress["eta"]) == (1, 9, "0:01:00")
+    assert not {"step", "kpi"} & set(progress)
+
+
+def nest_deeply(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+def test_json_nested_too_deep(tmp_path: Path) -> None:
+    job = make_job(tmp_path, status="Running", owner=describe_process(os.getpid()))
+    write_status(job, {"status": "RUNNING", "epoch": 1}, {"status": "RUNNING", "epoch": 2, "kpi": nest_deeply(900)})
+    assert get_job_status(job.id, tmp_path).progress["epoch"] == 1
+    (tmp_path / "answer.json").write_text(json.dumps({"metrics": nest_deeply(900)}))
+    assert read_answer(tmp_path / "answer.json") == {}
+    path = tmp_path / job.id / "job.json"
+    record = json.loads(path.read_text())
+    for depth, is_read in ((31, True), (32, False), (900, False)):
+        path.write_text(json.dumps(record | {"metrics": nest_deeply(depth)}))
+        assert len(list_jobs(tmp_path)) == is_read
+    with pytest.raises(StorageError, match="nested deeper than 32 levels"):
+        get_job_status(job.id, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("version", "text"),
+    [(2, "schema_version 2.*A newer Kinegraph"), (0, "schema_version 0"), ("1", "'1'"), (None, "no schema_version")],
+)
+def test_records_of_other_versions(tmp_path: Path, version: Any, text: str) -> None:
+    job = make_job(tmp_path)
+    path = tmp_path / job.id / "job.json"
+    record = json.loads(path.read_text())
+    assert record["schema_version"] == 1
+    path.write_text(json.dumps(record | {"schema_version": version, "a_field_of_later": 1}))
+    with pytest.raises(StorageError, match=text):
+        get_job_status(job.id, tmp_path)
+
+
+def test_progress_in_a_record_is_not_believed(tmp_path: Path) -> None:
+    job = make_job(tmp_path, status="Error", progress={"epoch": "x", "max_epoch": None})
+    assert get_job_status(job.id, tmp_path).progress == {}
+
+
+def test_halves_of_surrogate_pairs_in_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(tmp_path, status="Running", owner=GONE, notices=["a\ud800"])
+    found = get_job_status(job.id, tmp_path)
+    assert (found.status, found.notices) == ("Error", ["a\ud800"])
+    assert read_job(str(tmp_path), job.id) == found
+    problem = {"where": "b\udcff", "got": "1", "expected": "2", "hint": ""}
+    program = f"import json; print(json.dumps({{'problems': [{problem!r}]}})); raise SystemExit(1)"
+    _, job = supervise(tmp_path, monkeypatch, program)
+    assert (job.status, job.message) == ("Error", "b\udcff: got 1, expected 2.")
+    assert "b\\udcff: got 1" in get_job_logs(job.id, tmp_path)
+
+
+def test_empty_paths_are_not_the_current_folder(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data)
+    key = "dataset.train_dataset.data_path"
+    empty: list[tuple[str, dict[str, Any]]] = [
+        ("data_source", {"data_source": ""}),
+        (key, {"data_source": {key: ""}}),
+        ("key_file", {"data_source": data, "key_file": ""}),
+        ("bundle", {"data_source": data, "bundle": ""}),
+    ]
+    for where, options in empty:
+        with pytest.raises(UserError) as caught:
+            plan(tmp_path, **options)
+        assert (where, "an empty text") in [(problem.where, problem.got) for problem in caught.value.problems]
+    with pytest.raises(UserError, match="which is not there"):
+        plan(tmp_path, data_source=data, parent_job_id="")

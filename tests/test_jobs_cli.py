@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
@@ -13,6 +15,7 @@ import pytest
 
 from kinegraph import cli
 from kinegraph.jobs import Job, client
+from kinegraph.jobs.processes import describe_process
 from kinegraph.jobs.record import advance, get_time, read_job, write_job
 from kinegraph.run import LOGGER
 from small_runs import write_small_data
@@ -158,6 +161,13 @@ def test_resolve(ask: Callable[..., Any], root: Path) -> None:
         (["logs", "nobody"], "which is not there"),
         (["cancel", "nobody"], "which is not there"),
         (["resolve", "parent_modl"], "Did you mean 'parent_model'?"),
+        (["resolve", "output_dir", "--job", "../../../etc"], "which is not there"),
+        (["resolve", "parent_model", "--parent", "tao", "--checkpoint", "9" * 5000], "best, latest, or the number"),
+        (["submit", "train", "--data-source", ""], "data_source: got an empty text"),
+        (["submit", "train", "--data-source", "dataset.train_dataset.data_path="], "got an empty text"),
+        (["submit", "train", "--timeout", "5"], "--timeout: got a time without --wait"),
+        (["submit", "train", "--wait", "--timeout", "nan"], "--timeout: got nan"),
+        (["status", "nobody", "--timeout", "5"], "--timeout: got a time without --wait"),
     ],
 )
 def test_mistakes(ask: Callable[..., Any], root: Path, arguments: list[str], text: str) -> None:
@@ -175,3 +185,93 @@ def test_help(ask: Callable[..., Any]) -> None:
     for command in ("submit", "status", "logs", "cancel", "list", "resolve"):
         assert f"  {command} " in out
         assert ask(command, "--help")[0] == 0
+
+
+@pytest.fixture
+def record(root: Path) -> Callable[..., Job]:
+    """Write the record of a job; its results folder is there."""
+
+    def write(**values: Any) -> Job:
+        known = {"action": "train", "effective_action": "train", "runner": "local", "created_at": get_time()}
+        job_id = f"aaaaaaaa-0000-4000-8000-{len(list(root.glob('*'))):012d}"
+        job = Job(**{"id": job_id, "results_dir": str(root / job_id / "train"), **known, **values})
+        Path(job.results_dir).mkdir(parents=True)
+        write_job(str(root), job)
+        return job
+
+    return write
+
+
+@pytest.mark.parametrize("value", ["x", None, [1], 10**400])
+def test_a_status_of_damaged_progress(ask: Callable[..., Any], record: Callable[..., Job], value: Any) -> None:
+    running = record(status="Running", owner=describe_process(os.getpid()))
+    line = {"timestamp": get_time(), "status": "RUNNING", "epoch": value, "max_epoch": value, "kpi": {"val_acc": value}}
+    (Path(running.results_dir) / "status.json").write_text(json.dumps(line) + "\n")
+    ended = record(status="Error", progress={"epoch": value, "max_epoch": value}, metrics={"val_acc": value})
+    for job in (running, ended):
+        code, out, _ = ask("status", job.id)
+        assert (code, job.id in out, "epoch" in out) == (0, True, False)
+        assert ask("status", job.id, "--json")[0] == 0
+    if isinstance(value, int):
+        assert f"val_acc: {value}" in ask("status", ended.id)[1]
+
+
+def test_progress_and_metrics(ask: Callable[..., Any], record: Callable[..., Job]) -> None:
+    metrics = {"val_acc": 2 / 3, "num_clips": 12345678, "note": "x"}
+    running = record(status="Running", owner=describe_process(os.getpid()), metrics=metrics)
+    line = {"timestamp": get_time(), "status": "RUNNING", "epoch": 3, "max_epoch": 9, "eta": "0:01:00.000000"}
+    (Path(running.results_dir) / "status.json").write_text(json.dumps(line) + "\n")
+    assert ask("status", running.id)[1].splitlines()[1:] == [
+        "  epoch 4 of 10 is done, 0:01:00.000000 left",
+        "  val_acc: 0.666667",
+        "  num_clips: 12345678",
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_texts_that_are_none_do_not_hide_the_other_jobs(
+    monkeypatch: pytest.MonkeyPatch, record: Callable[..., Job], encoding: str
+) -> None:
+    told = "a\ud800 ü \U0001f600 \x1b[31m\x9b\u202e"
+    job, other = record(status="Error", message=told, metrics={"\udcff": 0.5}, exit_code=1), record(status="Error")
+    answers = {}
+    for arguments in (["list", "--json"], ["status", job.id, "--json"], ["status", job.id], ["list"]):
+        stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert cli.main(["jobs", *arguments]) == 0
+        answers[" ".join(arguments)] = stdout.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    listed = json.loads(answers["list --json"])["jobs"]
+    assert {item["id"]: item["message"] for item in listed} == {job.id: told, other.id: ""}
+    shown = json.loads(answers[f"status {job.id} --json"])["job"]
+    assert (shown["message"], shown["metrics"]) == (told, {"\udcff": 0.5})
+    assert "a\\ud800" in answers[f"status {job.id}"]
+    assert len(answers["list"].splitlines()) == 2
+
+
+def test_records_and_logs_do_not_steer_the_terminal(
+    ask: Callable[..., Any], record: Callable[..., Job], root: Path
+) -> None:
+    steering = "\x1b]0;title\x07\x1b[2J\r\x9b1A\u202e\x7f"
+    job = record(
+        status="Canceled",
+        message=f"one\ntwo\t{steering}",
+        effective_action=steering,
+        metrics={steering: 1},
+        files={"best": steering},
+    )
+    log = root / job.id / "log.txt"
+    log.write_text(f"one\n{steering}\n", newline="")
+    calls = [["status", job.id], ["list"], ["logs", job.id], ["cancel", job.id]]
+    for arguments in (*calls, *([*call, "--json"] for call in calls)):
+        assert cli.main(["jobs", *arguments]) == 0
+    assert ask("logs", job.id, "--json")[1]["text"] == f"one\n{steering}\n"
+    code, out, err = ask("status", job.id)
+    assert "one\ntwo\t\\x1b]0;title\\x07\\x1b[2J\\r\\x9b1A\\u202e\\x7f" in out
+    assert not set(out + err) & set(steering) - set("]0;title[2J1A")
+    log.rename(root / job.id / "job.json")
+    code, out, err = ask("list")
+    assert (code, out) == (0, "")
+    path = root / job.id / "job.json"
+    path.write_text(json.dumps(job.as_data() | {steering: 1}))
+    code, _, err = ask("status", job.id)
+    assert (code, "\\x1b[2J" in err, set(err) & set("\x1b\x07\r\x9b\u202e\x7f")) == (1, True, set())

@@ -233,6 +233,6 @@ def read_scores(location: str) -> dict[int, float]:
         score = kpi.get("val_acc") if isinstance(kpi, dict) else None
         epoch = line.get("epoch")
         # no integer of hundreds of digits, which is no float, and no NaN, which is in no range
-        if type(epoch) is int and type(score) in (int, float) and abs(score) <= sys.float_info.max:
+        if type(epoch) is int and isinstance(score, int | float) and abs(score) <= sys.float_info.max:
             scores[epoch] = float(score)
     return scores
