@@ -20,7 +20,14 @@ from cmaes import CMA
 from scipy.stats import qmc
 
 from kinegraph.automl.dimensions import Dimension, SearchSpace
-from kinegraph.automl.samplers import ALGORITHMS, SAMPLERS, STARTUP_TRIALS, check_algorithm, suggest_values
+from kinegraph.automl.samplers import (
+    ALGORITHMS,
+    SAMPLERS,
+    STARTUP_TRIALS,
+    check_algorithm,
+    check_options,
+    suggest_values,
+)
 from kinegraph.automl.space import build_space
 from kinegraph.automl.trials import Trial
 from kinegraph.config import SearchRange
@@ -274,6 +281,41 @@ def test_a_finite_space_is_not_tried_twice() -> None:
         tried = [trial.values["a"] for trial in run_study(flags, algorithm, lambda values: values["a"], 4)]
         assert sorted(tried) == [1, 2, 3, 4], algorithm
         assert suggest(flags, algorithm, 4, [finish(number, {"a": a}, 0) for number, a in enumerate(tried)])
+
+
+def test_the_last_untried_combination_is_found() -> None:
+    """Redraws would hardly find it: one of 900, and one that the weights make next to impossible."""
+    many = SearchSpace(tuple(Dimension(key, SearchRange(1, 30), 1, is_integer=True) for key in "ab"))
+    values = [{"a": a, "b": b} for a in range(1, 31) for b in range(1, 31)]
+    tried = [finish(number, found, 0) for number, found in enumerate(values[:-1])]
+    for algorithm in ("random", "qmc", "asha"):
+        assert suggest(many, algorithm, len(tried), tried) == {"a": 30, "b": 30}
+    rare = SearchSpace((Dimension("a", SearchRange(choices=("x", "y", "z"), weights=(1.0, 1e-12, 1e-12)), "x"),))
+    study = run_study(rare, "tpe", lambda values: 0.0, 3)
+    assert sorted(trial.values["a"] for trial in study) == ["x", "y", "z"]
+    assert not rare.is_used_up([trial.values for trial in study[:2]])
+    assert rare.is_used_up([trial.values for trial in study])
+    others = {suggest(rare, "random", 1, study[:1], seed)["a"] for seed in range(20)}
+    assert others == {"y", "z"}, "which of them depends on the seed"
+
+
+def test_a_generation_of_cmaes_has_four_trials_at_least() -> None:
+    numbers = make_numbers()
+    for size in (2, 3):
+        told = f"automl.automl_population_size: got {size}, expected at least 4 for cmaes"
+        with pytest.raises(SpecError, match=told):
+            check_options(AutomlSpec(algorithm="cmaes", automl_population_size=size))
+        with pytest.raises(SpecError, match=told):
+            suggest(numbers, "cmaes", 1, [], automl_population_size=size)
+        check_options(AutomlSpec(algorithm="pbt", engine="ray", automl_population_size=size))
+        assert suggest(numbers, "random", 1, [], automl_population_size=size)
+    check_options(AutomlSpec(algorithm="cmaes", automl_population_size=4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        study = run_study(numbers, "cmaes", rate, 14, automl_population_size=4)
+    assert len({json.dumps(trial.values) for trial in study}) == 14
+    with pytest.raises(SpecError, match=r"automl\.algorithm"):
+        check_options(AutomlSpec(algorithm="pbt"))
 
 
 def test_a_range_of_one_value() -> None:

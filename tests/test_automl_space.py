@@ -15,6 +15,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from optuna.trial import FixedTrial
 
+from kinegraph import config_source
 from kinegraph.automl.dimensions import Dimension, SearchSpace
 from kinegraph.automl.samplers import suggest_values
 from kinegraph.automl.space import build_space
@@ -36,9 +37,11 @@ WINDOW, CHOOSE, BATCH = "dataset.window_size", "dataset.random_choose", "dataset
 WEIGHT_DECAY = "train.optim.weight_decay"
 
 
-def build(*overrides: str, num_frames: int | None = 64, schema: Any = None, **automl: Any) -> SearchSpace:
+def build(
+    *overrides: str, num_frames: int | None = 64, num_clips: int | None = None, schema: Any = None, **automl: Any
+) -> SearchSpace:
     loaded = read_spec({"automl": automl}, list(overrides))
-    return build_space(loaded.values, loaded.origins, num_frames, schema)
+    return build_space(loaded.values, loaded.origins, num_frames, schema, num_clips)
 
 
 def fail(*overrides: str, **automl: Any) -> str:
@@ -232,6 +235,13 @@ BAD_RANGES = {
     f"{LR}: got 3,": {LR: 3},
     f"{LR}: got the choice 'a'": {LR: {"valid_options": ["a"]}},
     f"{LR}: got valid_options [0.1, 0.1]": {LR: {"valid_options": [0.1, 0.1]}},
+    f"{LR}: got valid_options [1, 1.0]": {LR: {"valid_options": [1, 1.0]}},
+    f"{LR}: got valid_options 5": {LR: {"valid_options": 5}},
+    "0.7..0.5, expected a lower bound that is not above the upper one. 0.5 is the search's own upper bound": {
+        LR: {"valid_min": 0.7}
+    },
+    "0.0001 is the search's own lower bound: valid_min sets another": {LR: {"valid_max": 1e-5}},
+    "0.1 is the search's own lower bound": {CLIP: {"valid_min": 0, "valid_max": 0.05}},
     f"{LR}: got valid_options and bounds": {LR: {"valid_options": [0.1], "valid_max": 1}},
     f"{DROPOUT}: got 0.0..1.5, expected at most 1": {DROPOUT: {"valid_max": 1.5}},
     f"{DROPOUT}: got the choice -1, expected at least 0": {DROPOUT: {"valid_options": [-1]}},
@@ -242,6 +252,79 @@ BAD_RANGES = {
 @pytest.mark.parametrize("told", BAD_RANGES)
 def test_bad_ranges(told: str) -> None:
     assert told in fail(custom_param_ranges=BAD_RANGES[told])
+
+
+TWICE: list[Any] = [
+    {LR: {"valid_min": 0.01}, "train": {"optim": {"lr": {"valid_max": 0.2}}}},
+    {LR: {"valid_min": 0.01}, "learning_rate": {"valid_max": 0.2}},
+    [{"parameter": LR, "valid_min": 0.01}, {"parameter": LR, "valid_max": 0.2}],
+]
+
+
+@pytest.mark.parametrize("ranges", TWICE)
+def test_two_ranges_of_one_option(ranges: Any) -> None:
+    told = fail(custom_param_ranges=ranges)
+    assert told.startswith(f"automl.custom_param_ranges: {LR}: got 2 ranges, expected one for each option.")
+    assert len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("text", "shown"), [("abc", "'abc'"), ("5", "5"), ("[{a: 1}, x]", "[{'a': 1}, 'x']")])
+def test_ranges_of_a_wrong_type_are_told_once(text: str, shown: str) -> None:
+    told = fail(f"automl.custom_param_ranges={text}", "train.num_epochs=none")
+    expected = f"override: automl.custom_param_ranges: got {shown}, expected a mapping or a list of mappings."
+    assert [line for line in told.splitlines() if "custom_param_ranges" in line] == [expected]
+    assert len(told.splitlines()) == 2, "the other mistake is told as well"
+
+
+def test_own_ranges_end_with_the_data() -> None:
+    crop = f"{CHOOSE}=true"
+
+    def fail_window(content: dict[str, Any], *overrides: str) -> str:
+        return fail(crop, *overrides, num_frames=4, custom_param_ranges={WINDOW: content})
+
+    where, expected = f"automl.custom_param_ranges: {WINDOW}", "expected at most 4, the frames of a training clip."
+    assert fail_window({"valid_min": 100, "valid_max": 200}) == f"{where}: got 100..200, {expected}"
+    assert fail_window({"valid_options": [2, 5]}) == f"{where}: got the choices [2, 5], {expected}"
+    assert "4 is the search's own upper bound" in fail_window({"valid_min": 100})
+    own = {WINDOW: {"valid_min": 2, "valid_max": 4}}
+    assert {draw(build(crop, num_frames=4, custom_param_ranges=own), n)[WINDOW] for n in range(1, 40)} == {2, 3, 4}
+    own = {WINDOW: {"valid_min": 2, "valid_max": 8}}
+    space = build(crop, f"{WINDOW}=8", num_frames=4, custom_param_ranges=own)
+    assert find(space, WINDOW).search.high == 8, "clips are padded where the spec says so"
+    assert "got 2..9, expected at most 4" in fail_window({"valid_min": 2, "valid_max": 9}, f"{WINDOW}=8")
+
+
+def test_batches_end_with_the_data() -> None:
+    added, where = ["+batch_size"], f"automl.custom_param_ranges: {BATCH}"
+    told = fail(automl_hyperparameters=added, num_clips=40, custom_param_ranges={BATCH: {"valid_max": 1e15}})
+    assert told == f"{where}: got 4..1000000000000000.0, expected at most 40, the training clips."
+    sizes = {
+        (40, 16): {4, 8, 16, 32},
+        (5, 4): {4},
+        (3, 2): {2},
+        (1, 1): {1},
+        (10, 16): {4, 8, 16},  # the spec's own
+        (None, 16): {4, 8, 16, 32, 64, 128},
+    }
+    for (num_clips, default), expected in sizes.items():
+        space = build(f"{BATCH}={default}", automl_hyperparameters=added, num_clips=num_clips)
+        assert {draw(space, number)[BATCH] for number in range(1, 100)} == expected, num_clips
+    assert len(sizes) == 6
+
+
+def test_a_schema_reaches_as_far_as_the_data() -> None:
+    def search(**content: Any) -> SearchRange:
+        schema = nest({BATCH: content}, automl_default_parameters=[BATCH])
+        return find(build(schema=schema, num_clips=40), BATCH).search
+
+    assert search(automl_minimum=2, automl_maximum=1e15).high == 40
+    kept = search(enum=[8, 64, 32, 256], option_weights=[1, 2, 3, 4])
+    assert (kept.choices, kept.weights) == ((8, 32), (1.0, 3.0))
+    told = r"^dataset.batch_size: got .*64.*, expected at most 40, the training clips"
+    with pytest.raises(SpecError, match=told):
+        search(minimum=64, maximum=99)
+    with pytest.raises(SpecError, match=told):
+        search(enum=[64, 256])
 
 
 def test_bad_ranges_of_other_options() -> None:
@@ -424,24 +507,71 @@ SPEC_VALUES = {
 }
 
 
+def test_finite_spaces_are_counted() -> None:
+    flags = (False, True)
+    space = make_space(
+        Dimension("a", SearchRange(choices=flags), True),
+        Dimension("b", SearchRange(1, 3, specials=(-1, 2), when={"a": (True,)}), 1, is_integer=True),
+        Dimension("c", SearchRange(0.0, 0.2, step=0.1), 0.0),
+        Dimension("d", SearchRange(2, 16, powers_of=2, above="b"), 8, is_integer=True),
+        Dimension("e", SearchRange(0.7, 0.7), 0.7),
+    )
+    # without b 4 values of d stand above it; with b = -1 and 1 four, with 2 and 3 three and three
+    assert space.count_values() == 3 * (4 + 4 + 4 + 3 + 3)
+    listed = space.find_untried([])
+    assert listed is not None
+    assert len({json.dumps(values, sort_keys=True) for values in listed}) == len(listed) == 54
+    assert all(space.holds(values) for values in listed)
+    assert all(draw(space, number) in listed for number in range(1, 60))
+    assert space.find_untried(listed[1:]) == listed[:1]
+    assert not space.is_used_up(listed[1:])
+    assert space.is_used_up([{"a": True}, *reversed(listed)])
+    assert space.is_used_up([json.loads(json.dumps(values)) for values in listed])
+
+
+def test_spaces_without_end_are_never_used_up() -> None:
+    numbers = build()
+    assert numbers.count_values() is None
+    assert numbers.find_untried([]) is None
+    assert not numbers.is_used_up([numbers.defaults])
+    many = make_space(
+        Dimension("a", SearchRange(1, 10**9), 1, is_integer=True),
+        Dimension("b", SearchRange(1, 10**9, above="a"), 2, is_integer=True),
+    )
+    assert many.count_values() == 10**18, "an upper bound"
+    assert many.find_untried([]) is None
+    assert not many.is_used_up([{"a": 1, "b": 2}])
+
+
+def test_dotted_keys_are_nested_in_one_way() -> None:
+    expected = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    assert config_source.nest({"a.b": 1, "a.c.d": 2, "e": 3}) == expected
+    assert config_source.parse_overrides(["a.b=1", "a.c=0", "a.c.d=2", "e=3"], {}) == expected
+    config_source.set_value(expected, "a", 4)
+    config_source.set_value(expected, "e.f", 5)
+    assert expected == {"a": 4, "e": {"f": 5}}
+    assert build_trial_spec({"model": 1}, {DROPOUT: 0.5}, Path("x"), num_epochs=1)["model"] == {"dropout": 0.5}
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     chosen=st.fixed_dictionaries({}, optional=SPEC_VALUES),
     added=st.lists(st.sampled_from(EXTRAS), unique=True),
     seed=st.integers(0, 2**32),
     num_frames=st.integers(1, 400),
+    num_clips=st.integers(1, 400) | st.none(),
 )
-@example(chosen={MOMENTUM: 0.0, NESTEROV: False}, added=[NESTEROV, OPTIMIZER], seed=0, num_frames=30)
-@example(chosen={MOMENTUM: 0.0, OPTIMIZER: "torch.optim.Adam"}, added=EXTRAS, seed=1, num_frames=30)
+@example(chosen={MOMENTUM: 0.0, NESTEROV: False}, added=[NESTEROV, OPTIMIZER], seed=0, num_frames=30, num_clips=9)
+@example(chosen={MOMENTUM: 0.0, OPTIMIZER: "torch.optim.Adam"}, added=EXTRAS, seed=1, num_frames=30, num_clips=3)
 def test_every_trial_is_a_valid_spec_and_comes_back(
-    files: list[str], chosen: dict[str, Any], added: list[str], seed: int, num_frames: int
+    files: list[str], chosen: dict[str, Any], added: list[str], seed: int, num_frames: int, num_clips: int | None
 ) -> None:
     overrides = [f"{key}={value}" for key, value in chosen.items()] + files
     try:
         loaded = read_spec({"automl": {"automl_hyperparameters": [f"+{key}" for key in added]}}, overrides, "automl")
     except SpecError:
         assume(False)  # Nesterov's momentum without momentum
-    space = build_space(loaded.values, loaded.origins, num_frames)
+    space = build_space(loaded.values, loaded.origins, num_frames, num_clips=num_clips)
     base = build_base(loaded.values, loaded.origins)
     for number in range(3):
         values = draw(space, number, seed)
@@ -562,6 +692,9 @@ BAD_LEAVES: dict[str, dict[str, Any]] = {
     "at most 1e+09 steps": {"math_cond": "/ 0.01", "automl_maximum": 1e200},
     "maximum 1000000": {"maximum": 10**400},
     "automl_specials 0": {"automl_minimum": 1, "automl_specials": 0},
+    "the special value -5.0, expected at least 0": {"automl_minimum": 0.1, "automl_specials": [0, -5.0]},
+    "depends_on_values [['a']], expected numbers, texts": {"depends_on": NESTEROV, "depends_on_values": [["a"]]},
+    "depends_on_values [{}], expected numbers, texts": {"depends_on_values": {NESTEROV: [{}]}},
     "the condition on 'train.oops'": {"math_cond": "> depends_on", "depends_on": "train.oops"},
     f"expected values above those of {LR}": {"math_cond": "> depends_on", "depends_on": LR},
     "expected values above those of train.gpu_ids": {"math_cond": "> depends_on", "depends_on": "train.gpu_ids"},
@@ -573,6 +706,15 @@ def test_bad_leaves_of_a_schema(told: str) -> None:
     with pytest.raises(SpecError) as caught:
         build_from({LR: leaf(**BAD_LEAVES[told])})
     assert told in str(caught.value)
+
+
+def test_special_values_of_whole_numbers_are_whole() -> None:
+    leaves = {BATCH: {"automl_minimum": 4, "automl_specials": [1.5]}}
+    with pytest.raises(SpecError, match=r"special value 1\.5, expected a whole number"):
+        build_from(leaves)
+    leaves[BATCH]["automl_specials"] = [1.0, 1]
+    specials = find(build_from(leaves), BATCH).search.specials
+    assert [(special, type(special)) for special in specials] == [(1, int)]
 
 
 def test_options_of_a_schema_that_wait_for_each_other() -> None:

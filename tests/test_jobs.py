@@ -812,11 +812,11 @@ def test_scores_that_are_no_numbers_choose_no_checkpoint(tmp_path: Path) -> None
     assert find_model(str(tmp_path)).location.endswith("model_epoch_001_step_00006.pth")
 
 
-@pytest.mark.parametrize("value", ["x", None, [1], {"a": 1}, True, -1, 1.5, 10**400])
+@pytest.mark.parametrize("value", ["x", None, [1], {"a": 1}, True, -1, 1.5, pytest.param(10**400, id="huge")])
 def test_progress_that_is_none(tmp_path: Path, value: Any) -> None:
     job = make_job(tmp_path, status="Running", owner=describe_process(os.getpid()))
     write_status(job, {"status": "RUNNING", "epoch": 1, "max_epoch": 9, "eta": "0:01:00"})
-    damaged = dict.fromkeys(("epoch", "max_epoch", "step"), value) | dict.fromkeys(("eta", "kpi"), [1])
+    damaged = dict.fromkeys(("epoch", "max_epoch", "step"), value) | {"eta": [1], "kpi": [1]}
     with open(Path(job.results_dir) / "status.json", "a") as file:
         file.write(json.dumps({"timestamp": get_time(), "status": "RUNNING"} | damaged) + "\n")
     progress = get_job_status(job.id, tmp_path).progress
@@ -892,3 +892,5 @@ def test_empty_paths_are_not_the_current_folder(tmp_path: Path, data: Path, monk
         assert (where, "an empty text") in [(problem.where, problem.got) for problem in caught.value.problems]
     with pytest.raises(UserError, match="which is not there"):
         plan(tmp_path, data_source=data, parent_job_id="")
+    with pytest.raises(UserError, match="root: got an empty text"):
+        list_jobs("")

@@ -162,7 +162,7 @@ def test_resolve(ask: Callable[..., Any], root: Path) -> None:
         (["cancel", "nobody"], "which is not there"),
         (["resolve", "parent_modl"], "Did you mean 'parent_model'?"),
         (["resolve", "output_dir", "--job", "../../../etc"], "which is not there"),
-        (["resolve", "parent_model", "--parent", "tao", "--checkpoint", "9" * 5000], "best, latest, or the number"),
+        (["resolve", "parent_model", "--checkpoint", "9" * 5000], "best, latest, or the number"),
         (["submit", "train", "--data-source", ""], "data_source: got an empty text"),
         (["submit", "train", "--data-source", "dataset.train_dataset.data_path="], "got an empty text"),
         (["submit", "train", "--timeout", "5"], "--timeout: got a time without --wait"),
@@ -202,7 +202,7 @@ def record(root: Path) -> Callable[..., Job]:
     return write
 
 
-@pytest.mark.parametrize("value", ["x", None, [1], 10**400])
+@pytest.mark.parametrize("value", ["x", None, [1], pytest.param(10**400, id="huge")])
 def test_a_status_of_damaged_progress(ask: Callable[..., Any], record: Callable[..., Job], value: Any) -> None:
     running = record(status="Running", owner=describe_process(os.getpid()))
     line = {"timestamp": get_time(), "status": "RUNNING", "epoch": value, "max_epoch": value, "kpi": {"val_acc": value}}
@@ -252,26 +252,21 @@ def test_records_and_logs_do_not_steer_the_terminal(
     ask: Callable[..., Any], record: Callable[..., Job], root: Path
 ) -> None:
     steering = "\x1b]0;title\x07\x1b[2J\r\x9b1A\u202e\x7f"
-    job = record(
-        status="Canceled",
-        message=f"one\ntwo\t{steering}",
-        effective_action=steering,
-        metrics={steering: 1},
-        files={"best": steering},
-    )
-    log = root / job.id / "log.txt"
-    log.write_text(f"one\n{steering}\n", newline="")
-    calls = [["status", job.id], ["list"], ["logs", job.id], ["cancel", job.id]]
-    for arguments in (*calls, *([*call, "--json"] for call in calls)):
-        assert cli.main(["jobs", *arguments]) == 0
-    assert ask("logs", job.id, "--json")[1]["text"] == f"one\n{steering}\n"
-    code, out, err = ask("status", job.id)
-    assert "one\ntwo\t\\x1b]0;title\\x07\\x1b[2J\\r\\x9b1A\\u202e\\x7f" in out
-    assert not set(out + err) & set(steering) - set("]0;title[2J1A")
-    log.rename(root / job.id / "job.json")
-    code, out, err = ask("list")
-    assert (code, out) == (0, "")
+    shown = "\\x1b]0;title\\x07\\x1b[2J\\r\\x9b1A\\u202e\\x7f"
+    values = {"effective_action": steering, "metrics": {steering: 1}, "files": {"best": steering}}
+    job = record(status="Canceled", message=f"one\ntwo\t{steering}", **values)
+    (root / job.id / "log.txt").write_text(f"one\n{steering}\n", newline="")
     path = root / job.id / "job.json"
-    path.write_text(json.dumps(job.as_data() | {steering: 1}))
-    code, _, err = ask("status", job.id)
-    assert (code, "\\x1b[2J" in err, set(err) & set("\x1b\x07\r\x9b\u202e\x7f")) == (1, True, set())
+    unread = json.loads(path.read_text()) | {steering: 1}
+    answers = [ask(*call) for call in (["status", job.id], ["list"], ["logs", job.id], ["cancel", job.id])]
+    assert [code for code, _, _ in answers] == [0] * 4
+    assert f"one\ntwo\t{shown}\n" in answers[0][1]
+    assert answers[2][1] == f"one\n{shown}\n"
+    answers += [ask(*call, "--json") for call in (["status", job.id], ["list"], ["logs", job.id])]
+    assert answers[4][1]["job"]["message"] == f"one\ntwo\t{steering}"
+    assert answers[6][1]["text"] == f"one\n{steering}\n"
+    path.write_text(json.dumps(unread))
+    answers += [ask("status", job.id), ask("list")]
+    assert [(code, "\\x1b[2J" in err) for code, _, err in answers[-2:]] == [(1, True), (0, True)]
+    said = "".join(str(text) for code, out, err in answers for text in (out, err) if isinstance(text, str))
+    assert not set(said) & set("\x1b\x07\r\x9b\u202e\x7f")

@@ -47,7 +47,7 @@ def build_space(
     vendor = VendorRanges() if schema is None else read_ranges(schema, options)
     default_keys = [entry.key for entry in options.values() if entry.extra["automl_enabled"]]
     sizes = {WINDOW: (num_frames, "the frames of a training clip"), BATCH: (num_clips, "the training clips")}
-    limits = {key: _Limit(size, meaning) for key, (size, meaning) in sizes.items() if size is not None}
+    limits = {key: _Limit(size, meaning) for key, (size, meaning) in sizes.items() if size}
     building = _Building(spec, origins, options, vendor, limits)
     keys = choose_keys(spec.automl, default_keys if schema is None else vendor.searched, options, building.problems)
     custom = read_custom_ranges(spec.automl.custom_param_ranges, options, keys, building.problems)
@@ -284,11 +284,12 @@ def _find_range_problem(
 
 
 def _name_own_bound(search: SearchRange, custom: Mapping[str, Any] | None) -> str:
-    """Which bound stands there although the user did not give it."""
-    if custom is None or len(custom) > 1:
-        return ""
-    missing, bound = ("valid_min", search.low) if "valid_max" in custom else ("valid_max", search.high)
-    return f"{bound} is the bound where none is given: give {missing} too."
+    """Which bound stands there although the user did not give it: for want of one, or for a special value."""
+    if custom is not None and custom.get("valid_max") != search.high:
+        return f"{search.high} is the search's own upper bound: valid_max sets another."
+    if custom is not None and custom.get("valid_min") != search.low:
+        return f"{search.low} is the search's own lower bound: valid_min sets another."
+    return ""
 
 
 def _coerce(search: SearchRange, entry: Option) -> SearchRange:

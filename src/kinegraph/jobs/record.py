@@ -167,8 +167,8 @@ def _make_plain(value: Any) -> Any:
 
 def find_root(root: str | os.PathLike[str] | None = None) -> str:
     """The folder of all jobs: the argument, else KINEGRAPH_JOBS_ROOT, else ./jobs. A local one becomes absolute."""
-    text = os.fspath(root) if root else os.environ.get(ROOT_VARIABLE) or "jobs"
-    return make_absolute(text)
+    text = os.environ.get(ROOT_VARIABLE) or "jobs" if root is None else os.fspath(root)
+    return make_absolute(text, "root")
 
 
 def make_absolute(location: str, where: str = "a path") -> str:
