@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 
 from kinegraph.errors import KinegraphError, Problem, StorageError
 from kinegraph.remote import copy, find_version, join, list_files, load, remove, upload
+from kinegraph.run_files import STATUS_NAME
 from kinegraph.storage import make_folder, write_json
 
 UPLOAD_EXCLUDES = ("inputs/",)
@@ -29,7 +30,6 @@ TEMPORARY_NAMES = ("*.tmp", "*.part", "*.lock")
 INDEX_ENDINGS = (".json", ".yaml", ".csv")
 """Small files that may name others, which must be there first."""
 INDEX_LIMIT_BYTES = 16 << 20
-LAST_NAME = "status.json"
 INTERVAL_S = 3.0
 FINAL_DELAYS_S: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
 
@@ -192,7 +192,7 @@ class Mirror:
 
     def _is_outdated(self, name: str, stamp: tuple[int, int]) -> bool:
         """Whether a file that names others has moved on since it was read: what it named may be gone, and not up."""
-        if not name.endswith(".json") or PurePosixPath(name).name == LAST_NAME:
+        if not name.endswith(".json") or PurePosixPath(name).name == STATUS_NAME:
             return False
         try:
             stat = (self.folder / name).stat()
@@ -208,7 +208,7 @@ class Mirror:
 
     def _rank(self, name: str) -> tuple[bool, bool, str]:
         """Files, then pointers to files, then status.json."""
-        return PurePosixPath(name).name == LAST_NAME, (self.folder / name).is_symlink(), name
+        return PurePosixPath(name).name == STATUS_NAME, (self.folder / name).is_symlink(), name
 
     def _scan(self) -> dict[str, tuple[int, int]]:
         """Name -> size in bytes and time in ns of every file that is mirrored; of a link, its target's."""

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from kinegraph.errors import KinegraphError, Problem, StorageError
+from kinegraph.run_files import EXPERIMENT_NAME, STATUS_NAME
 from kinegraph.spec import KEY_VARIABLE, Spec
 from kinegraph.storage import append_line, dump_json, explain_os_error, lock_folder, make_folder, write_atomically
 
@@ -93,7 +94,7 @@ class Run:
     def write_experiment(self, spec: Spec | None = None) -> None:
         """Write experiment.yaml, the effective spec. Every action does so once its checks have passed."""
         if self.writes:
-            with write_atomically(self.folder / "experiment.yaml", "w") as file:
+            with write_atomically(self.folder / EXPERIMENT_NAME, "w") as file:
                 yaml.safe_dump(self.show(redact(spec or self.spec)), file, sort_keys=False)
 
     def write_status(self, status: str, message: str, kpi: dict[str, Any] | None = None, **fields: Any) -> None:
@@ -115,7 +116,7 @@ class Run:
         self._has_ended = is_last
         LOGGER.debug("status", extra={"event": {"event": "status", **line}})
         try:
-            append_line(self.folder / "status.json", dump_json(line))
+            append_line(self.folder / STATUS_NAME, dump_json(line))
         except StorageError:
             self._has_ended = False
             raise

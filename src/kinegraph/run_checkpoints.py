@@ -12,11 +12,9 @@ from typing import Any
 from kinegraph.errors import CheckpointError
 from kinegraph.models.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from kinegraph.run import Run
+from kinegraph.run_files import BEST_METRICS_NAME, BEST_NAME, LATEST_NAME
 from kinegraph.storage import point_to, write_atomically, write_json
 
-LATEST_NAME = "pc_model_latest.pth"
-BEST_NAME = "pc_model_best.pth"
-BEST_METRICS_NAME = "best.json"
 NAME_PATTERN = re.compile(r"model_epoch_(\d{3,})_step_(\d{5,})\.pth")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kinegraph.run import Run, find_encryption_key, redact
+from kinegraph.run_files import METRICS_NAME
 from kinegraph.spec import WandbSpec
 from kinegraph.storage import write_atomically
 
@@ -24,7 +25,7 @@ class TrainLog:
     def __init__(self, run: Run, first_epoch: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.path = run.folder / "metrics.csv"
+        self.path = run.folder / METRICS_NAME
         self.rows = _read_rows(self.path, first_epoch)
         self.tensorboard = SummaryWriter(str(run.folder / "tensorboard"), purge_step=first_epoch)
         self.wandb = _open_wandb(run)

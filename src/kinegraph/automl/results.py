@@ -21,13 +21,18 @@ from kinegraph.config_source import nest, read_source
 from kinegraph.errors import Problem, SpecError
 from kinegraph.predict import write_csv
 from kinegraph.remote import join
+from kinegraph.run_files import (
+    BEST_METRICS_NAME,
+    BEST_NAME,
+    BEST_TRIAL_NAME,
+    EXPERIMENT_NAME,
+    LATEST_NAME,
+    METRICS_NAME,
+)
 from kinegraph.storage import explain_os_error, write_atomically, write_json
 
-# The run folder's contract (docs/architecture.md). Its home, run_checkpoints.py, imports torch
-BEST_NAME = "pc_model_best.pth"
-BEST_METRICS_NAME = "best.json"
 # Pointers first: a glob passes over a link whose target is gone
-CHECKPOINT_PATTERNS = ("pc_model_latest.pth", BEST_NAME, "model_epoch_*_step_*.pth")
+CHECKPOINT_PATTERNS = (LATEST_NAME, BEST_NAME, "model_epoch_*_step_*.pth")
 
 BUDGET_KEYS = ("train.num_epochs", "train.stop_after_epoch")
 """Options that say how long a trial trains, not what it is: best_rec.json leaves them out."""
@@ -40,7 +45,7 @@ def read_curve(folder: Path, metric: str) -> list[tuple[int, float]]:
 
     A run that has not got so far has none. Raises SpecError if metrics.csv has no such column.
     """
-    path = folder / "metrics.csv"
+    path = folder / METRICS_NAME
     try:
         with open(path, newline="", encoding="utf-8", errors="replace") as file, suppress(csv.Error):
             reader = csv.DictReader(file)
@@ -71,7 +76,7 @@ def find_divergence(folder: Path, budget: int) -> str:
 
     Its other metrics mean nothing from there on: an accuracy is then the share of one class.
     """
-    for row in _read_rows(folder / "metrics.csv"):
+    for row in _read_rows(folder / METRICS_NAME):
         for name in ("train_loss", "val_loss"):
             with suppress(KeyError, TypeError, ValueError):
                 if int(row["epoch"]) < budget and row[name] and not math.isfinite(float(row[name])):
@@ -90,7 +95,7 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 def prune_checkpoints(folder: Path) -> None:
     """Leave a train run its newest and its best checkpoint: enough to go on from, and to use."""
-    kept = {(folder / name).resolve().name for name in ("pc_model_latest.pth", BEST_NAME)}
+    kept = {(folder / name).resolve().name for name in (LATEST_NAME, BEST_NAME)}
     for path in folder.glob("model_epoch_*_step_*.pth"):
         if path.name not in kept:
             with suppress(OSError):  # a file that stays costs only space
@@ -122,7 +127,7 @@ def write_results(
     """
     location = location or str(folder)
     best = find_best(trials, direction)
-    files = {"all_trials": str(folder / "all_trials.csv"), "best_rec": str(folder / "best_rec.json")}
+    files = {"all_trials": str(folder / "all_trials.csv"), "best_rec": str(folder / BEST_TRIAL_NAME)}
     write_trials(folder / "all_trials.csv", trials)
     found: dict[str, Any] = {}
     if best is not None:
@@ -141,7 +146,7 @@ def write_results(
             {"rec_id": trial.number, "score": find_score(trial), "job_id": trial.name} for trial in _sort(trials)
         ],
     }
-    write_json(folder / "best_rec.json", record)
+    write_json(folder / BEST_TRIAL_NAME, record)
     return files
 
 
@@ -212,7 +217,7 @@ def _copy_best(trial_folder: Path, folder: Path) -> dict[str, Any]:
 
 def _write_best_spec(folder: Path, best: Trial, reached: str, location: str) -> bool:
     """best_spec.yaml: the trial's effective spec, to be trained in a folder of its own and to the end."""
-    source = folder / best.name / "experiment.yaml"
+    source = folder / best.name / EXPERIMENT_NAME
     if not source.is_file():
         return False
     values = read_source(source)

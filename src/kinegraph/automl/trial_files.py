@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from kinegraph.automl.results import BEST_METRICS_NAME, CHECKPOINT_PATTERNS
+from kinegraph.automl.results import CHECKPOINT_PATTERNS
 from kinegraph.remote import find_version, is_remote, join, list_files, load, read_text, remove, upload, write_text
+from kinegraph.run_files import BEST_METRICS_NAME, METRICS_NAME
 from kinegraph.storage import make_folder, write_atomically
 
-METRICS_NAME = "metrics.csv"
 POPULATION_NAME = "population.json"
 """In the run folder of a trial that took over another: the values that it has had since, and where they come from."""
 CHECKPOINT_SUFFIX = ".pth"

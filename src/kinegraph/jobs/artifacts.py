@@ -13,14 +13,11 @@ from kinegraph import remote
 from kinegraph.config import shorten
 from kinegraph.errors import DataError, Problem, UserError
 from kinegraph.jobs.plain_json import parse_json
+from kinegraph.run_files import BEST_METRICS_NAME, BEST_NAME, BEST_TRIAL_NAME, STATUS_NAME
 
 SUFFIXES = (".pth", ".tlt", ".hdf5")
 LEFT_OUT_FOLDER = "lightning_logs"
 POINTER_MARK = "_latest"
-BEST_POINTER = "pc_model_best.pth"
-BEST_METRICS_NAME = "best.json"
-AUTOML_RESULT_NAME = "best_rec.json"
-STATUS_NAME = "status.json"
 EPOCH_PATTERN = re.compile(r"epoch[_=-]?(\d{1,9})(?:[_-]step[_=-]?(\d{1,12}))?")
 MAX_EPOCH = 10**9 - 1
 """As many digits as the pattern takes."""
@@ -71,7 +68,7 @@ def find_model(folder: str, choice: str | int = "best") -> Artifact:
     choice = parse_choice(choice)
     entries = remote.list_files(folder)
     names = {entry.name for entry in entries}
-    results = _find_nearest(names, AUTOML_RESULT_NAME)
+    results = _find_nearest(names, BEST_TRIAL_NAME)
     if results is not None:
         place = remote.join(folder, *PurePosixPath(results).parts[:-1])
         return _find_best_trial(place, results, choice) if choice != "best" else _find_searched(place)
@@ -101,7 +98,7 @@ def is_candidate(name: str) -> bool:
         path.suffix.lower() in SUFFIXES
         and LEFT_OUT_FOLDER not in path.parts
         and POINTER_MARK not in path.name
-        and path.name != BEST_POINTER
+        and path.name != BEST_NAME
         and not path.name.startswith(".")
     )
 
@@ -125,7 +122,7 @@ def _find_best(folder: str, names: set[str], candidates: Sequence[Candidate]) ->
         name = str(PurePosixPath(metrics).parent / PurePosixPath(str(named)).name)
         if name in names:
             return Artifact(remote.join(folder, name))
-    pointer = _find_nearest(names, BEST_POINTER)
+    pointer = _find_nearest(names, BEST_NAME)
     if pointer is not None:
         return Artifact(remote.join(folder, pointer))
     latest = _find_latest(folder, names, candidates)
@@ -173,11 +170,11 @@ def _find_searched(folder: str) -> Artifact:
     places = [uri] if inside else []
     if name and name not in (".", ".."):
         places.append(remote.join(folder, trial, name))
-    places.append(remote.join(folder, BEST_POINTER))
+    places.append(remote.join(folder, BEST_NAME))
     for place in places:
         if remote.exists(place):
             return Artifact(place)
-    hint = f"{AUTOML_RESULT_NAME} names it; was it removed?"
+    hint = f"{BEST_TRIAL_NAME} names it; was it removed?"
     raise DataError(Problem(folder, f"no checkpoint of {trial}", "that of the best trial", hint))
 
 
@@ -191,7 +188,7 @@ def _find_best_trial(folder: str, results: str, choice: str | int) -> Artifact:
 
 
 def _read_best(folder: str) -> dict[str, Any]:
-    location = remote.join(folder, AUTOML_RESULT_NAME)
+    location = remote.join(folder, BEST_TRIAL_NAME)
     best = _read_json(location).get("best")
     if not isinstance(best, dict) or type(best.get("rec_id")) is not int:
         raise DataError(Problem(f"{location}: best", "no trial", "the best trial: did any of them succeed?"))

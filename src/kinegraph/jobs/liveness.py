@@ -15,10 +15,11 @@ from typing import Any
 
 from kinegraph import remote
 from kinegraph.errors import KinegraphError
-from kinegraph.jobs.artifacts import STATUS_NAME, read_status
+from kinegraph.jobs.artifacts import read_status
 from kinegraph.jobs.plain_json import parse_json
 from kinegraph.jobs.record import CANCEL_NAME, HEARTBEAT_NAME, Job, Status, advance, find_work_folder, get_time
 from kinegraph.jobs.supervisor import ANSWER_NAME, read_answer
+from kinegraph.run_files import STATUS_NAME
 
 STALE_S = 600.0
 MAX_HEARTBEAT_BYTES = 10_000

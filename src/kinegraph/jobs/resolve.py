@@ -14,6 +14,7 @@ from kinegraph.config_source import read_source
 from kinegraph.errors import DataError, KinegraphError, Problem, SpecError, UserError, look_up
 from kinegraph.jobs.artifacts import find_model, find_onnx, parse_choice
 from kinegraph.jobs.record import ID_PATTERN, RECORD_NAME, find_folder, find_job_id, find_root, make_absolute, read_job
+from kinegraph.run_files import EXPERIMENT_NAME
 from kinegraph.spec import KEY_VARIABLE
 
 KEY_FROM_ENVIRONMENT = f"environment:{KEY_VARIABLE}"
@@ -233,7 +234,7 @@ def find_inherited(parent: Parent | None, model: str) -> dict[str, Any]:
         return {}
     place, base = remote.split_location(model)[0], parent.results_dir
     while len(place) >= len(base):
-        spec_file = remote.join(place, "experiment.yaml")
+        spec_file = remote.join(place, EXPERIMENT_NAME)
         if remote.exists(spec_file):
             return _read_inherited(spec_file)
         place = remote.split_location(place)[0]
