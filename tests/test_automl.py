@@ -272,6 +272,14 @@ def test_promoted_trial_ends_as_one_that_was_never_paused(data: Path, tmp_path: 
     assert all(torch.equal(ours.state_dict[name], theirs.state_dict[name]) for name in ours.state_dict)
 
 
+def test_a_search_over_few_choices_ends_when_all_are_tried(data: Path) -> None:
+    spec = make_search(data, "few", automl_max_recommendations=9, automl_hyperparameters=["train.optim.nesterov"])
+    result = automl(spec)
+    rows = read_rows(Path(result.files["all_trials"]))
+    assert sorted(row["train.optim.nesterov"] for row in rows) == ["false", "true"]
+    assert len(rows) == 2
+
+
 def test_a_trial_that_diverges_fails_alone(data: Path) -> None:
     ranges = {"train.optim.lr": {"valid_min": 1e30, "valid_max": 1e32}}
     spec = make_search(data, "diverging", custom_param_ranges=ranges, automl_hyperparameters=["train.optim.lr"])

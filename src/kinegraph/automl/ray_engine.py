@@ -21,9 +21,10 @@ from kinegraph.automl.ray_cluster import Share, connect_ray, divide_cluster
 from kinegraph.automl.schedule import Schedule
 from kinegraph.automl.study import Study, count_trials, open_study
 from kinegraph.automl.trial_files import POPULATION_NAME, collect, read_population, remove_all_checkpoints
-from kinegraph.automl.trial_spec import build_trial_spec, set_value
+from kinegraph.automl.trial_spec import build_trial_spec
 from kinegraph.automl.trials import Trial, find_best
 from kinegraph.config import get_value
+from kinegraph.config_source import set_value
 from kinegraph.errors import KinegraphError, Problem, look_up
 from kinegraph.file_systems import open_location
 from kinegraph.remote import is_remote, join, remove

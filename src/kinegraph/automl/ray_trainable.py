@@ -16,8 +16,8 @@ from ray.tune import Trainable
 
 from kinegraph.automl.results import find_divergence, read_curve, read_scores
 from kinegraph.automl.trial_files import copy_in, read_metrics_folder, replace_with
-from kinegraph.automl.trial_spec import set_value
 from kinegraph.automl.worker import train_trial
+from kinegraph.config_source import set_value
 from kinegraph.errors import KinegraphError, Problem
 from kinegraph.remote import is_remote, join
 from kinegraph.spec import KEY_VARIABLE

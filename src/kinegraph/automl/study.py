@@ -17,7 +17,7 @@ from kinegraph.automl.definition import DEFINITION_NAME
 from kinegraph.automl.journal import JOURNAL_NAME, StudyJournal
 from kinegraph.automl.metric import choose_direction
 from kinegraph.automl.results import find_divergence, read_scores, remove_checkpoints
-from kinegraph.automl.samplers import check_algorithm, suggest_values
+from kinegraph.automl.samplers import check_options, suggest_values
 from kinegraph.automl.schedule import Finished, Promote, Schedule, Start, Wait, plan_schedule
 from kinegraph.automl.space import SearchSpace, build_space
 from kinegraph.automl.trial_spec import build_base, build_trial_spec
@@ -52,6 +52,11 @@ class Study:
     def get_folder(self, trial: Trial) -> Path:
         """The run folder of a trial."""
         return self.run.folder / trial.name
+
+    def is_used_up(self) -> bool:
+        """Whether another trial would only repeat one. With rungs a repetition is allowed: it fills its bracket."""
+        has_rungs = len(self.schedule.brackets[0].budgets) > 1
+        return not has_rungs and self.space.is_used_up(trial.values for trial in self.trials)
 
     def discard(self) -> None:
         """Forget everything, so that a corrected spec can start anew in the same folder."""
@@ -138,10 +143,10 @@ def _name_aside(path: Path, number: int) -> Path:
 def build_study_space(spec: Spec, given: Mapping[str, str]) -> SearchSpace:
     """What is searched: by the options of the spec, or by a schema in TAO's form. `given`: keys that the user gave."""
     try:
-        num_frames = open_array(fetch(spec.dataset.train_dataset.data_path)).shape[2]
+        num_clips, _, num_frames, _, _ = open_array(fetch(spec.dataset.train_dataset.data_path)).shape
     except DataError:
-        num_frames = None  # the training itself tells what is wrong with the data
-    return build_space(spec, given, num_frames=num_frames)
+        num_clips = num_frames = None  # the training itself tells what is wrong with the data
+    return build_space(spec, given, num_frames=num_frames, num_clips=num_clips)
 
 
 def count_trials(spec: Spec) -> int:
@@ -155,7 +160,7 @@ def count_trials(spec: Spec) -> int:
 def make_schedule(spec: Spec, max_concurrent: int) -> Schedule:
     """Which trials train how long. Raises SpecError for an algorithm that the engine cannot do."""
     options = spec.automl
-    check_algorithm(options.algorithm, options.engine)
+    check_options(options)
     return plan_schedule(
         options.algorithm,
         max_trials=count_trials(spec),
@@ -179,9 +184,13 @@ def run_trials(study: Study, pool: WorkerPool, show: Callable[[], None]) -> None
                 _send(study, pool, trial)
                 continue
             decision = study.schedule.decide(study.trials)
-            if isinstance(decision, Finished):
+            if isinstance(decision, Start) and study.is_used_up():
+                if not any(trial.state == "running" for trial in study.trials):
+                    study.run.info("Every combination of the searched values has been tried.")
+                    break
+            elif isinstance(decision, Finished):
                 break
-            if not isinstance(decision, Wait):
+            elif not isinstance(decision, Wait):
                 _send(study, pool, _follow(study, decision))
                 continue
         show()

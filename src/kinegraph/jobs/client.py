@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from kinegraph import remote
+from kinegraph.config_source import nest
 from kinegraph.errors import KinegraphError, Problem, StorageError, UserError, look_up
 from kinegraph.jobs.liveness import judge, read_progress
 from kinegraph.jobs.logs import cut_lines, read_tail
@@ -29,7 +30,7 @@ from kinegraph.jobs.record import (
     write_job,
     write_overrides,
 )
-from kinegraph.jobs.request import Request, nest, plan_job
+from kinegraph.jobs.request import Request, plan_job
 from kinegraph.jobs.runners import RUNNERS
 from kinegraph.jobs.supervisor import GRACE_S
 from kinegraph.run import LOGGER

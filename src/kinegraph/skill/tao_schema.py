@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin
 import yaml
 
 from kinegraph.config import Option, SearchRange, list_choices, list_groups, list_options
+from kinegraph.config_source import nest
 from kinegraph.skeleton.layouts import LAYOUTS
 from kinegraph.spec import REQUIRED, SECTIONS, Spec
 from kinegraph.templates import build_template
@@ -43,7 +44,7 @@ def build_tao_schema(action: str) -> dict[str, Any]:
         "default": template,
         "automl_default_parameters": list_searched(entries) if "train" in sections else [],
         "automl_disabled_parameters": list_disabled(entries, groups),
-        "popular": _nest({key: entry.default for key, entry in entries.items() if entry.extra["popular"]}),
+        "popular": nest({key: entry.default for key, entry in entries.items() if entry.extra["popular"]}),
         "required": _list_required(action),
         "x_tao_schema": {
             "action": action,
@@ -85,18 +86,6 @@ def _place(properties: dict[str, Any], key: str, node: dict[str, Any]) -> None:
     properties[name] = node
 
 
-def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """{a.b: 1} -> {a: {b: 1}}."""
-    tree: dict[str, Any] = {}
-    for key, value in values.items():
-        *parents, name = key.split(".")
-        node = tree
-        for part in parents:
-            node = node.setdefault(part, {})
-        node[name] = value
-    return tree
-
-
 def _describe_group(
     key: str, help: str, action: str, entries: Mapping[str, Option], groups: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -108,7 +97,7 @@ def _describe_group(
         "title": key.rpartition(".")[2].replace("_", " "),
         "description": help,
         "automl_enabled": False,
-        "default": _descend(_nest({name: entry.default for name, entry in inside.items()}), key),
+        "default": _descend(nest({name: entry.default for name, entry in inside.items()}), key),
         "properties": {},
     }
     lists = {
