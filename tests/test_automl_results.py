@@ -17,6 +17,7 @@ from kinegraph.automl.axes import make_axis, shorten_keys, wrap_name
 from kinegraph.automl.comparison import compare_with_spec, write_comparison
 from kinegraph.automl.plots import measure_importance, write_plots
 from kinegraph.automl.results import (
+    prune_checkpoints,
     read_curve,
     read_scores,
     remove_checkpoints,
@@ -234,6 +235,19 @@ def test_checkpoints_of_others_are_removed_once_they_are_of_no_use(study: Path) 
     remove_checkpoints(study, trials, "maximize", is_finished=True)
     assert list_checkpoints(study) == {"trial_000": 0, "trial_001": 3, "trial_002": 0, "trial_003": 0, "trial_004": 4}
     assert remove_checkpoints(study, trials, "maximize", is_finished=True) == 0
+
+
+def test_pruning_keeps_the_newest_and_the_best_also_where_pointers_are_copies(tmp_path: Path) -> None:
+    """A run that came from a URI has copies in the place of links."""
+    names = [f"model_epoch_{epoch:03d}_step_{3 * epoch:05d}.pth" for epoch in range(4)]
+    for name in (*names, "pc_model_best.pth", "pc_model_latest.pth"):
+        (tmp_path / name).write_bytes(b"weights")
+    prune_checkpoints(tmp_path)
+    assert len(list(tmp_path.glob("*.pth"))) == 6, "which one is the best is not known"
+    (tmp_path / "best.json").write_text(json.dumps({"file": names[1]}))
+    prune_checkpoints(tmp_path)
+    left = {path.name for path in tmp_path.glob("*.pth")}
+    assert left == {names[1], names[3], "pc_model_best.pth", "pc_model_latest.pth"}
 
 
 def compare(spec: dict[int, float | None], best: dict[int, float | None], **options: Any) -> Any:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from kinegraph import cli, demo
-from kinegraph.config import get_value
+from kinegraph.config import LoadedSpec, get_value
 from kinegraph.data.synthetic import CLASS_NAMES
 from kinegraph.demo import DemoSize, run_demo
 from kinegraph.errors import UserError
 from kinegraph.run import LOGGER, Result
-from kinegraph.spec import LoadedSpec, Spec
+from kinegraph.spec import Spec
 from kinegraph.spec_reading import check_spec, read_spec
 
 SMALL = DemoSize(train=12, val=6, test=6)

@@ -175,6 +175,7 @@ def test_labels_of_other_classes_are_not_replaced_unless_told_to(tmp_path: Path,
     assert list_files(tmp_path) == {
         "model.pth",
         "labels.txt",
+        "results/export/.lock",
         "results/export/log.txt",
         "results/export/status.json",
     }
@@ -236,7 +237,7 @@ def test_encrypted_checkpoint_gives_a_plain_file_and_a_line_says_so(
     assert "export.gpu_id=1 has no effect: export runs on the CPU" in caplog.text
     assert load(result.files["onnx"]).class_names == CLASS_NAMES
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) == 7
+    assert len(files) == 8
     assert [path for path in files if b"very secret" in path.read_bytes()] == []
 
 

@@ -282,3 +282,56 @@ def test_large_file_in_parts(server: S3Server, tmp_path: Path, monkeypatch: pyte
     assert again.take_over() == 0, "the version of a file in parts is known, too"
     head = server.client.head_object(Bucket=BUCKET, Key=f"{tmp_path.name}/data.npy")
     assert head["ContentLength"] == 100 << 20 and "-" in head["ETag"]
+
+
+def test_files_lost_from_the_staging_folder_are_not_removed_at_the_uri(tmp_path: Path, uri: str) -> None:
+    first = open_mirror(tmp_path / "a", uri)
+    write(first.folder, model_dot_pth="weights")
+    first.upload_all()
+    (first.folder / "model.pth").unlink()  # by somebody who needed space, after the run
+    again = open_mirror(tmp_path / "a", uri)
+    assert again.take_over() == 1
+    again.upload_all()
+    assert read_all(uri) == {"model.pth": "weights"}
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = open_mirror(tmp_path / "a", uri)
+    (first.folder / "trial").mkdir()
+    write(first.folder, trial__model_dot_pth="weights")
+    first.upload_all()
+    scandir = os.scandir
+
+    def fail(path: object) -> object:
+        if str(path).endswith("trial"):
+            raise OSError(5, "Input/output error", str(path))
+        return scandir(path)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(StorageError, match="Input/output error"):
+        first.upload_all()
+    monkeypatch.undo()
+    assert read_all(uri) == {"trial/model.pth": "weights"}
+
+
+def test_what_another_machine_wrote_since_is_not_removed(tmp_path: Path, uri: str) -> None:
+    first = open_mirror(tmp_path / "a", uri)
+    write(first.folder, model_dot_pth="first")
+    first.upload_all()
+    remote.write_text(remote.join(uri, "model.pth"), "of the second machine")
+    (first.folder / "model.pth").unlink()
+    first.upload_all()
+    assert read_all(uri) == {"model.pth": "of the second machine"}
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run*", "run?"])
+def test_removing_takes_names_literally(tmp_path: Path, uri: str, name: str) -> None:
+    for place in ("run1", name):
+        remote.write_text(remote.join(uri, place, "model.pth"), place)
+    remote.remove(remote.join(uri, name, "model.pth"))
+    assert read_all(uri) == {"run1/model.pth": "run1"}
+    remote.write_text(remote.join(uri, name, "a", "b.txt"), "x")
+    remote.remove(remote.join(uri, name))
+    assert read_all(uri) == {"run1/model.pth": "run1"}

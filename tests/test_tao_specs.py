@@ -210,14 +210,15 @@ def test_every_template_runs_once_its_paths_are_filled(
             values[f"dataset.{part}_dataset.{kind}_path"] = str(tmp_path / f"{part}_{kind}.{ending}")
             for action in ("evaluate", "inference"):
                 values[f"{action}.test_dataset.{kind}_path"] = str(tmp_path / f"val_{kind}.{ending}")
-    order = ["dataset_convert", "train", "evaluate", "inference", "export"]
+    order = ["dataset_convert", "train", "automl", "evaluate", "inference", "export"]
     assert sorted(order) == sorted(ACTIONS)
     for action in order:
         capsys.readouterr()
         assert main(["template", action]) == 0
         spec = tmp_path / f"{action}.yaml"
         spec.write_text(yaml.safe_dump(fill_template(capsys.readouterr().out, values)))
-        extra = ["num_epochs=1"] if action == "train" else []
+        extra = ["num_epochs=1"] if action in ("train", "automl") else []
+        extra += ["automl.automl_max_recommendations=1"] if action == "automl" else []
         assert main([action, "-e", str(spec), *extra]) == 0, action
         status = (tmp_path / "results" / action / "status.json").read_text().splitlines()
         assert json.loads(status[-1])["status"] == "SUCCESS"

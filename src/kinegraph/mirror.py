@@ -78,7 +78,8 @@ class Mirror:
         taken = 0
         for name, version in there.items():
             known, path = self._uploaded.get(name), self.folder / name
-            if path.exists() if only_missing else known is not None and known.version == version:
+            is_here = os.path.lexists(path)
+            if is_here and (only_missing or (known is not None and known.version == version)):
                 continue
             if path.is_symlink():  # a pointer: its target must not be written through it
                 path.unlink()
@@ -148,14 +149,22 @@ class Mirror:
             for name in sorted(set(held) - set(outdated), key=lambda name: self._rank(name)):
                 self._upload(name, here[name], held[name])
             for name in gone if not outdated else ():
-                remove(join(self.uri, name))
-                del self._uploaded[name]
-                self._write_record()
+                self._remove(name)
         except KinegraphError as error:
             return error
         except OSError as error:
             return StorageError(Problem(str(self.folder), error.strerror or type(error).__name__, "readable files"))
         return None
+
+    def _remove(self, name: str) -> None:
+        """Remove at the URI what the run removed here, unless another machine has written it anew."""
+        if os.path.lexists(self.folder / name):
+            return
+        uri, known = join(self.uri, name), self._uploaded[name]
+        if find_version(uri) == known.version:
+            remove(uri)
+        del self._uploaded[name]
+        self._write_record()
 
     def _upload(self, name: str, stamp: tuple[int, int], content: bytes | Path | None) -> None:
         known = self._uploaded.get(name)
@@ -213,7 +222,7 @@ class Mirror:
     def _scan(self) -> dict[str, tuple[int, int]]:
         """Name -> size in bytes and time in ns of every file that is mirrored; of a link, its target's."""
         found = {}
-        for place, folders, names in os.walk(self.folder):
+        for place, folders, names in os.walk(self.folder, onerror=self._note_unreadable):
             folders[:] = [name for name in folders if not name.startswith(".")]
             for name in names:
                 path = Path(place, name)
@@ -223,6 +232,12 @@ class Mirror:
                         stat = path.stat()
                         found[relative] = (stat.st_size, stat.st_mtime_ns)
         return found
+
+    def _note_unreadable(self, error: OSError) -> None:
+        """A folder that cannot be read is no empty one: what is in it must not be taken for removed."""
+        is_removed = isinstance(error, FileNotFoundError) and Path(str(error.filename)) != self.folder
+        if not is_removed:
+            raise error
 
     def _is_mirrored(self, name: str) -> bool:
         if self.names:

@@ -262,7 +262,26 @@ def remove(location: str | Path) -> None:
     if "/" not in opened.path.strip("/") and find_scheme(str(location)) in BUCKET_SCHEMES:
         raise UserError(Problem(str(location), "a whole bucket", "a file or a folder in it"))
     with suppress(FileNotFoundError):
-        retry(lambda: opened.file_system.rm(opened.path, recursive=True), str(location))
+        retry(lambda: _remove_literally(opened.file_system, opened.path), str(location))
+        if find_scheme(str(location)) not in BUCKET_SCHEMES:
+            _remove_folders(opened.file_system, opened.path)
+
+
+def _remove_literally(file_system: Any, path: str) -> None:
+    """Remove a file, or all below a folder, one by one: fsspec's `rm` takes its argument for a pattern ([1], *)."""
+    if file_system.isfile(path):
+        file_system.rm_file(path)
+        return
+    for name in file_system.find(f"{path.rstrip('/')}/"):
+        file_system.rm_file(name)
+
+
+def _remove_folders(file_system: Any, path: str) -> None:
+    below = file_system.find(path, withdirs=True, detail=True) if file_system.isdir(path) else {}
+    folders = [name for name, info in below.items() if info["type"] == "directory"]
+    for folder in [*sorted(folders, key=len, reverse=True), path]:
+        with suppress(OSError, NotImplementedError):
+            file_system.rmdir(folder)
 
 
 def _explain_missing(location: str) -> UserError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -31,6 +32,7 @@ from kinegraph.run_files import (
 )
 from kinegraph.storage import explain_os_error, write_atomically, write_json
 
+CHECKPOINT_NAME = re.compile(r"model_epoch_(\d{3,9})_step_(\d{5,18})\.pth")
 # Pointers first: a glob passes over a link whose target is gone
 CHECKPOINT_PATTERNS = (LATEST_NAME, BEST_NAME, "model_epoch_*_step_*.pth")
 
@@ -94,10 +96,18 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def prune_checkpoints(folder: Path) -> None:
-    """Leave a train run its newest and its best checkpoint: enough to go on from, and to use."""
-    kept = {(folder / name).resolve().name for name in (LATEST_NAME, BEST_NAME)}
-    for path in folder.glob("model_epoch_*_step_*.pth"):
-        if path.name not in kept:
+    """Leave a train run its newest and its best checkpoint: enough to go on from, and to use.
+
+    They are found by name and best.json, not by the pointers, which are plain copies where a run came from a URI.
+    """
+    found = {path: match for path in folder.glob("model_*.pth") if (match := CHECKPOINT_NAME.fullmatch(path.name))}
+    try:
+        best = json.loads((folder / BEST_METRICS_NAME).read_text(encoding="utf-8"))["file"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    newest = max(found, key=lambda path: (int(found[path][2]), int(found[path][1])), default=None)
+    for path in found:
+        if path != newest and path.name != best:
             with suppress(OSError):  # a file that stays costs only space
                 path.unlink()
 
