@@ -13,6 +13,7 @@ Clips have 32 frames, and trainings are short: what is measured is the gain at t
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import platform
 import statistics
@@ -114,6 +115,15 @@ def read_trials(folder: Path) -> list[dict[str, Any]]:
     return [dict(zip(header, line.split(","), strict=False)) for line in text[1:]]
 
 
+def sum_seconds(folder: Path) -> float:
+    """Of all epochs of all trainings below a folder."""
+    total = 0.0
+    for path in folder.rglob("metrics.csv"):
+        with open(path, newline="") as file:
+            total += sum(float(row["seconds"]) for row in csv.DictReader(file))
+    return round(total, 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/nw_ucla.npz"))
@@ -143,6 +153,7 @@ def main() -> None:
         "trials": read_trials(search_folder),
         "test": final,
         "test_gain": final["automl"]["mean"] - final["default"]["mean"],
+        "train_seconds": {part: sum_seconds(folder / part) for part in ("search", "final")},
         "torch": torch.__version__,
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
