@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -306,3 +307,82 @@ def test_a_deep_schema_and_many_files_end(bundle: Path) -> None:
 def test_odd_content_is_no_crash(bundle: Path, name: str, content: str) -> None:
     (bundle / name).write_text(content)
     assert check_bundle(bundle).problems
+
+
+@pytest.mark.parametrize(
+    ("properties", "reason"),
+    [
+        ({"x" * 201: {"type": "int"}}, "a property with a name over 200"),
+        ({"x" * 100_000: {"properties": {str(n): {} for n in range(1000)}}}, "a property with a name over 200"),
+        ({f"x{n}": {} for n in range(10_000)}, "more than 10000 properties"),
+    ],
+    ids=["long", "long group", "many"],
+)
+def test_schemas_that_would_grow_are_refused(bundle: Path, properties: dict[str, Any], reason: str) -> None:
+    schema = {"type": "object", "properties": {"train": {"properties": properties}}}
+    (bundle / "schemas/train.schema.json").write_text(json.dumps(schema))
+    report = check_bundle(bundle)
+    assert report.not_runnable.startswith(f"schemas/train.schema.json cannot be read: {reason}")
+    assert list_places(report) == ["schemas/train.schema.json"]
+    assert not report.automl_runnable and "schemas/train.schema.json" not in report.parsed
+
+
+def test_long_keys_of_short_names_are_refused(bundle: Path) -> None:
+    node: dict[str, Any] = {"type": "int"}
+    for _ in range(6):
+        node = {"properties": {"x" * 200: node}}
+    (bundle / "schemas/train.schema.json").write_text(json.dumps(node))
+    assert "a key over 1000 characters" in check_bundle(bundle).not_runnable
+
+
+def test_the_largest_schema_is_read(bundle: Path) -> None:
+    schema = {"properties": {f"x{n}" + "x" * 194: {} for n in range(10_000)}}
+    (bundle / "schemas/train.schema.json").write_text(json.dumps(schema))
+    assert check_bundle(bundle).not_runnable == ""
+
+
+def test_a_long_name_that_a_template_repeats_is_cut(bundle: Path) -> None:
+    groups = {f"g{n}": {"properties": {}} for n in range(500)}
+    (bundle / "schemas/train.schema.json").write_text(json.dumps({"properties": groups}))
+    text = f"g0: &a {{{'x' * 1000}: 1}}\n" + "".join(f"g{n}: *a\n" for n in range(1, 500))
+    (bundle / "references/spec_template_train.yaml").write_text(text)
+    places = [place for place in list_places(check_bundle(bundle)) if place.endswith("x")]
+    assert len(places) == 500 and max(map(len, places)) < 300
+
+
+def test_problems_are_limited(bundle: Path) -> None:
+    defaults = [f"none{n}" for n in range(3000)]
+    change_json(bundle / "schemas/train.schema.json", lambda schema: schema.update(automl_default_parameters=defaults))
+    report = check_bundle(bundle)
+    assert len(report.problems) == 1000
+    assert report.notices == ("more than 1000 problems: the others are not told",)
+
+
+def test_a_bundle_is_read_up_to_32_megabytes(bundle: Path) -> None:
+    for number in range(10):
+        (bundle / f"schemas/more{number}.json").write_text("{}" + " " * 3_900_000)
+    report = check_bundle(bundle)
+    assert list_places(report) == ["schemas/more8.json", "schemas/more9.json"]
+    assert {problem.got for problem in report.problems} == {"a file with which the bundle is over 32 MB"}
+
+
+def test_the_content_of_other_files_is_not_kept(bundle: Path) -> None:
+    for number in range(12):
+        (bundle / f"schemas/more{number}.json").write_text('{"a": [' + "[]," * 40_000 + "0]}")  # 2.5 MB in memory
+    tracemalloc.start()
+    try:
+        report = check_bundle(bundle)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(report.parsed) == 19
+    assert peak < 15e6
+
+
+def test_huge_numbers_in_a_schema_are_no_crash(bundle: Path) -> None:
+    node = {"enum": ["a", "b"], "option_weights": [10**400, 0.5], "minimum": 0.5, "maximum": 10**400}
+    change_json(
+        bundle / "schemas/train.schema.json",
+        lambda schema: schema["properties"]["train"]["properties"].update(kind=node),
+    )
+    assert check_bundle(bundle).problems == ()

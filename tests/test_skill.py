@@ -89,16 +89,54 @@ def test_our_bundle_is_whole() -> None:
 def test_build_twice_and_into_something_else(tmp_path: Path) -> None:
     folder = tmp_path / "skill"
     first = build_skill(folder)
-    (folder / "schemas/old.schema.json").write_text("{}")
-    (folder / "notes.txt").write_text("mine")
+    manifest = json.loads((folder / "schemas/manifest.json").read_text())
+    manifest["actions"] |= {"old": {}, "../../up": {}}
+    (folder / "schemas/manifest.json").write_text(json.dumps(manifest))
+    mine = ("notes.txt", "schemas/mine.schema.json", "schemas/json/mine.json", "references/spec_template_mine.yaml")
+    for name in ("schemas/old.schema.json", "schemas/json/old.json", *mine):
+        (folder / name).write_text("{}")
+    (tmp_path / "up.schema.json").write_text("{}")
     again = build_skill(folder)
     assert first["written"] == again["written"] and first["removed"] == []
-    assert again["removed"] == ["schemas/old.schema.json"]
-    assert (folder / "notes.txt").exists()
+    assert again["removed"] == ["schemas/old.schema.json", "schemas/json/old.json"]
+    assert all((folder / name).exists() for name in mine) and (tmp_path / "up.schema.json").exists()
+    assert not (folder / "schemas/old.schema.json").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").write_text("")
     with pytest.raises(UserError, match="a folder with other files"):
         build_skill(tmp_path / "other")
+
+
+def list_files(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "front", ["", "metadata: {generated_by: somebody}\n", "metadata: kinegraph skill build\n", "metadata: [\n"]
+)
+def test_the_skill_of_somebody_else_is_left_alone(tmp_path: Path, front: str) -> None:
+    (tmp_path / "schemas").mkdir()
+    (tmp_path / "SKILL.md").write_text(f"---\nname: a\ndescription: b\n{front}---\ngenerated_by: kinegraph skill build")
+    (tmp_path / "schemas/theirs.schema.json").write_text("{}")
+    before = list_files(tmp_path)
+    with pytest.raises(UserError, match="a skill without 'generated_by: kinegraph skill build'"):
+        build_skill(tmp_path)
+    assert list_files(tmp_path) == before and len(before) == 2
+
+
+@pytest.mark.parametrize("part", ["references", "schemas", "schemas/json"])
+def test_nothing_is_written_through_a_link(tmp_path: Path, part: str) -> None:
+    folder, outside = tmp_path / "skill", tmp_path / "outside"
+    build_skill(folder)
+    (folder / part).rename(outside)
+    (folder / part).symlink_to(outside)
+    for path in outside.glob("*.*"):
+        path.write_text("theirs")
+    before = list_files(tmp_path)
+    with pytest.raises(UserError, match="got a link"):
+        build_skill(folder)
+    assert list_files(tmp_path) == before
+    assert "theirs" in before.values()
 
 
 def test_skill_info() -> None:

@@ -2,7 +2,7 @@
 
 A bundle is a folder with SKILL.md, references/skill_info.yaml, references/spec_template_<action>.yaml,
 schemas/<action>.schema.json and schemas/manifest.json. It may come from strangers: nothing outside the folder is read,
-and size, depth and the growth by aliases are limited.
+and sizes, depth, the length of keys and the growth by aliases are limited.
 """
 
 from __future__ import annotations
@@ -29,9 +29,15 @@ SCHEMA_FILE = "schemas/{action}.schema.json"
 NEEDED_FOR_AUTOML = (SCHEMA_FILE.format(action="train"), TEMPLATE_FILE.format(action="train"))
 
 MAX_FILE_BYTES = 4_000_000
+MAX_BUNDLE_BYTES = 32_000_000
 MAX_FRONT_MATTER = 20_000
 MAX_FILES = 1000
 MAX_DEPTH = 50
+MAX_NODES = 10_000
+MAX_NAME = 200
+MAX_KEY = 1000
+MAX_PROBLEMS = 1000
+TOO_MANY_PROBLEMS = f"more than {MAX_PROBLEMS} problems: the others are not told"
 ACTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}$")
 
 
@@ -41,9 +47,10 @@ class BundleReport:
 
     parsed          files that could be read
     missing         files that should be there and are not
-    problems        all that is wrong, missing files included
+    problems        what is wrong, missing files included; at most 1000
     notices         what is read all the same, such as Infinity in JSON
     not_runnable    what keeps AutoML from running, or ''
+    generated_by    what the front matter of SKILL.md says, or ''
     """
 
     folder: str
@@ -56,6 +63,7 @@ class BundleReport:
     automl_enabled: bool
     automl_runnable: bool
     not_runnable: str
+    generated_by: str
 
     def as_data(self) -> dict[str, Any]:
         """The report as plain data, for `--json`."""
@@ -64,9 +72,10 @@ class BundleReport:
 
 @dataclass
 class _Finding:
-    """What has been read and found so far."""
+    """What has been read and found so far. The content of a file that nobody needs any more is None."""
 
     folder: Path
+    size_bytes: int = 0
     content: dict[str, Any] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -74,7 +83,14 @@ class _Finding:
     notices: list[str] = field(default_factory=list)
 
     def refuse(self, name: str, got: str, expected: str, hint: str = "") -> None:
-        self.problems.append(Problem(name, got, expected, hint))
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(Problem(name, got, expected, hint))
+        elif TOO_MANY_PROBLEMS not in self.notices:
+            self.notices.append(TOO_MANY_PROBLEMS)
+
+    def forget(self, *names: str) -> None:
+        """Keep that files were read, not what is in them: a few bytes of JSON take many in memory."""
+        self.content |= dict.fromkeys(self.content.keys() & set(names))
 
     def get_mapping(self, name: str, key: str = "") -> dict[str, Any]:
         """The mapping in a file, or under one of its keys; empty if it is not there or no mapping."""
@@ -100,14 +116,18 @@ def check_bundle(folder: str | Path) -> BundleReport:
     for name in (SKILL_FILE, INFO_FILE, MANIFEST_FILE):
         _read(finding, name)
     actions = _list_actions(finding)
-    for name in NEEDED_FOR_AUTOML if not actions else _name_files(actions):
-        _read(finding, name)
+    for action in actions or ["train"]:
+        template, schema = TEMPLATE_FILE.format(action=action), SCHEMA_FILE.format(action=action)
+        _read(finding, template)
+        _read(finding, schema)
+        if actions:
+            _check_schema(finding, schema, template)
+        finding.forget(template, schema)
     for name in _list_others(finding):
         _read(finding, name)
-    _check_skill_file(finding)
+        finding.forget(name)
+    generated_by = _check_skill_file(finding)
     _check_references(finding)
-    for action in actions:
-        _check_schema(finding, action)
     is_enabled = _find_enabled(finding)
     not_runnable = "; ".join(
         _explain_unusable(finding, name) for name in NEEDED_FOR_AUTOML if name not in finding.content
@@ -124,12 +144,12 @@ def check_bundle(folder: str | Path) -> BundleReport:
         is_enabled,
         is_enabled and not not_runnable,
         not_runnable,
+        generated_by,
     )
 
 
 def _explain_unusable(finding: _Finding, name: str) -> str:
-    reason = finding.unreadable.get(name)
-    return f"{name} cannot be read: {reason}" if reason else f"{name} is missing"
+    return f"{name} cannot be read: {reason}" if (reason := finding.unreadable.get(name)) else f"{name} is missing"
 
 
 def _list_actions(finding: _Finding) -> list[str]:
@@ -142,10 +162,6 @@ def _list_actions(finding: _Finding) -> list[str]:
         else:
             finding.refuse("actions", repr(name)[:80], "the name of an action")
     return actions
-
-
-def _name_files(actions: list[str]) -> list[str]:
-    return [pattern.format(action=action) for pattern in (TEMPLATE_FILE, SCHEMA_FILE) for action in actions]
 
 
 def _list_others(finding: _Finding) -> list[str]:
@@ -174,7 +190,7 @@ def _read(finding: _Finding, name: str) -> None:
         finding.refuse(name, "nothing", "a file of the bundle")
         return
     try:
-        _check_file(finding.folder, path)
+        _check_file(finding, path)
         if name.endswith(".json"):
             finding.content[name] = _read_json(finding, name, path)
         elif name.endswith(".md"):
@@ -193,15 +209,18 @@ def _explain(error: Exception) -> str:
     return "text that is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
 
 
-def _check_file(folder: Path, path: Path) -> None:
+def _check_file(finding: _Finding, path: Path) -> None:
     real = Path(os.path.realpath(path))  # Path.resolve raises for a loop of links
-    if not real.is_relative_to(folder):
+    if not real.is_relative_to(finding.folder):
         raise _UnreadableError("a link out of the bundle")
     if not real.is_file():
         raise _UnreadableError("no regular file")
     size = real.stat().st_size
     if size > MAX_FILE_BYTES:
         raise _UnreadableError(f"a file of {size / 1e6:.1f} MB, which is over {MAX_FILE_BYTES / 1e6:.0f} MB")
+    if finding.size_bytes + size > MAX_BUNDLE_BYTES:
+        raise _UnreadableError(f"a file with which the bundle is over {MAX_BUNDLE_BYTES / 1e6:.0f} MB")
+    finding.size_bytes += size
 
 
 def _read_json(finding: _Finding, name: str, path: Path) -> Any:
@@ -242,21 +261,21 @@ class _FrontMatterLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _check_skill_file(finding: _Finding) -> None:
-    """SKILL.md begins with front matter that has a name and a description."""
+def _check_skill_file(finding: _Finding) -> str:
+    """SKILL.md begins with front matter that has a name and a description. Returns metadata.generated_by, or ''."""
     text = finding.content.get(SKILL_FILE)
     if text is None:
-        return
+        return ""
     lines = text[:MAX_FRONT_MATTER].splitlines()
     if not lines or lines[0].rstrip() != "---" or "---" not in [line.rstrip() for line in lines[1:]]:
         finding.refuse(SKILL_FILE, "no front matter", "YAML between two lines --- at the beginning")
-        return
+        return ""
     end = [line.rstrip() for line in lines].index("---", 1)
     try:
         front = yaml.load("\n".join(lines[1:end]), Loader=_FrontMatterLoader)
     except (yaml.YAMLError, ValueError, RecursionError):
         finding.refuse(SKILL_FILE, "front matter that cannot be read", "YAML without aliases")
-        return
+        return ""
     front = front if isinstance(front, dict) else {}
     for key in ("name", "description"):
         if not isinstance(front.get(key), str) or not front[key].strip():
@@ -264,6 +283,9 @@ def _check_skill_file(finding: _Finding) -> None:
     title = finding.get_mapping(INFO_FILE).get("name")
     if isinstance(title, str) and isinstance(front.get("name"), str) and title != front["name"]:
         finding.refuse(f"{INFO_FILE}: name", repr(title)[:80], f"{front['name'][:80]!r}, as in {SKILL_FILE}")
+    metadata = front.get("metadata")
+    generated_by = metadata.get("generated_by") if isinstance(metadata, dict) else None
+    return generated_by if isinstance(generated_by, str) else ""
 
 
 def _check_references(finding: _Finding) -> None:
@@ -274,8 +296,7 @@ def _check_references(finding: _Finding) -> None:
             _check_reference(finding, f"{MANIFEST_FILE}: {action}.{key}", named, finding.folder)
     for action, named in finding.get_mapping(INFO_FILE, "spec_templates").items():
         _check_reference(finding, f"{INFO_FILE}: spec_templates.{action}", named, finding.folder / "references")
-    failures = finding.get_mapping(MANIFEST_FILE, "failures")
-    if failures:
+    if failures := finding.get_mapping(MANIFEST_FILE, "failures"):
         finding.notices.append(f"{MANIFEST_FILE}: no schema could be made for {', '.join(map(str, failures))[:200]}")
 
 
@@ -284,8 +305,7 @@ def _check_reference(finding: _Finding, where: str, named: Any, base: Path) -> N
         finding.refuse(where, repr(named)[:80], "the name of a file in the bundle")
         return
     target = Path(os.path.realpath(base / named[:1000]))
-    is_there = target.is_relative_to(finding.folder) and os.path.isfile(target)
-    if not is_there:
+    if not (target.is_relative_to(finding.folder) and os.path.isfile(target)):
         finding.refuse(where, f"{named[:200]!r}, which is not in the bundle", "a file that is there")
 
 
@@ -301,16 +321,21 @@ def _find_enabled(finding: _Finding) -> bool:
     return bool(values and values[0])
 
 
-def _check_schema(finding: _Finding, action: str) -> None:
-    """The options of a schema, and that its template has no others."""
-    name, template = SCHEMA_FILE.format(action=action), TEMPLATE_FILE.format(action=action)
+def _check_schema(finding: _Finding, name: str, template: str) -> None:
+    """The options of a schema, and that its template has no others. One that is too large counts as unreadable."""
     schema = finding.content.get(name)
     if schema is None:
         return
     if not isinstance(schema.get("properties"), dict):
         finding.refuse(f"{name}: properties", repr(schema.get("properties"))[:80], "a mapping of options")
         return
-    nodes = dict(_walk_schema(schema))
+    try:
+        nodes = dict(_walk_schema(schema))
+    except _UnreadableError as error:
+        del finding.content[name]
+        finding.unreadable[name] = str(error)
+        finding.refuse(name, str(error), "a schema of an ordinary size")
+        return
     for key, node in nodes.items():
         _check_leaf(finding, f"{name}: {key}", node)
     defaults = schema.get("automl_default_parameters", [])
@@ -322,21 +347,28 @@ def _check_schema(finding: _Finding, action: str) -> None:
 
 
 def _walk_schema(schema: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Dotted key and node of every group and leaf, down to 50 levels.
+    """Dotted key and node of every group and leaf, down to 50 levels. Raises _UnreadableError if they are too many.
 
-    The original has lists of names among the properties of a group: no options.
+    The original has lists of names among the properties of a group: no options. A key repeats those of its groups, so
+    that a small file could grow to gigabytes: names, keys and their number are limited before a key is made.
     """
     waiting: list[tuple[str, Any, int]] = [("", schema, 0)]
+    count = 0
     while waiting:
         key, node, depth = waiting.pop()
-        properties = node.get("properties")
         if key:
             yield key, node
-        if isinstance(properties, dict) and depth < MAX_DEPTH:
-            prefix = f"{key}." if key else ""
-            waiting += [
-                (prefix + name, child, depth + 1) for name, child in properties.items() if isinstance(child, dict)
-            ]
+        properties = node.get("properties") if depth < MAX_DEPTH else None
+        prefix = f"{key}." if key else ""
+        for name, child in properties.items() if isinstance(properties, dict) else ():
+            if not isinstance(child, dict):
+                continue
+            count += 1
+            if len(name) > MAX_NAME or len(prefix) + len(name) > MAX_KEY:
+                raise _UnreadableError(f"a property with a name over {MAX_NAME} or a key over {MAX_KEY} characters")
+            if count > MAX_NODES:
+                raise _UnreadableError(f"more than {MAX_NODES} properties")
+            waiting.append((prefix + name, child, depth + 1))
 
 
 def _check_leaf(finding: _Finding, where: str, node: Mapping[str, Any]) -> None:
@@ -344,7 +376,7 @@ def _check_leaf(finding: _Finding, where: str, node: Mapping[str, Any]) -> None:
     if weights is not None:
         count = len(choices) if isinstance(choices, list) else 0
         is_list = isinstance(weights, list) and all(_is_number(weight) and weight >= 0 for weight in weights)
-        if not is_list or len(weights) != count or not sum(weights) > 0:
+        if not is_list or len(weights) != count or not any(weight > 0 for weight in weights):
             expected = f"{count} numbers of at least 0, one for each choice, not all 0"
             finding.refuse(f"{where}: option_weights", repr(weights)[:80], expected)
     low, high = node.get("minimum"), node.get("maximum")
@@ -353,16 +385,16 @@ def _check_leaf(finding: _Finding, where: str, node: Mapping[str, Any]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
-def _find_unknown(template: Mapping[str, Any], nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _find_unknown(
+    template: Mapping[str, Any], nodes: Mapping[str, Mapping[str, Any]], prefix: str = ""
+) -> Iterator[str]:
     """Dotted keys of a template that a schema does not know. A group without properties takes any key."""
-    unknown = []
-    waiting = [(str(key), value) for key, value in template.items()]
-    for key, value in waiting:  # grows on the way
+    for name, value in template.items():
+        key = prefix + str(name)[: MAX_NAME + 1]  # no schema has a longer one, and aliases may repeat it
         if key not in nodes:
-            unknown.append(key)
+            yield key
         elif isinstance(value, dict) and isinstance(nodes[key].get("properties"), dict):
-            waiting += [(f"{key}.{name}", child) for name, child in value.items()]
-    return unknown
+            yield from _find_unknown(value, nodes, f"{key}.")

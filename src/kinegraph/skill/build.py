@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from kinegraph.bundle import SKILL_FILE, check_bundle
 from kinegraph.errors import Problem, UserError
 from kinegraph.skill.guide import DESCRIPTION, build_guide
 from kinegraph.skill.info import build_manifest, build_skill_info, name_json_schema, name_schema, name_template
@@ -16,6 +17,8 @@ from kinegraph.storage import dump_json, explain_os_error, make_folder, write_at
 from kinegraph.templates import build_schema, build_template
 
 PARTS = ("references", "schemas", "schemas/json")
+GENERATED_BY = "kinegraph skill build"
+"""The mark in the front matter of SKILL.md: a folder without it is not ours to overwrite."""
 
 
 def list_contents() -> dict[str, str]:
@@ -35,34 +38,56 @@ def list_contents() -> dict[str, str]:
 def build_skill(folder: str | Path) -> dict[str, list[str]]:
     """Write the bundle: {"written": [...], "removed": [...]}, names in the folder.
 
-    A bundle that is there is brought up to date; files of it that are no longer part of one are removed. Raises
+    A bundle that this command made is brought up to date, and files of actions that are gone are removed. Raises
     UserError for a folder that holds something else, StorageError.
     """
     root = Path(folder)
-    if os.path.isdir(root) and os.listdir(root) and not os.path.isfile(root / "SKILL.md"):
-        hint = "Name a new folder."
-        raise UserError(Problem(str(folder), "a folder with other files", "a new folder, or one with a bundle", hint))
+    actions = _list_old_actions(root)
     contents = list_contents()
     make_folder(root)
-    for part in PARTS:
-        make_folder(root / part)
-    for name, text in contents.items():
+    removed = _remove_old(root, actions)  # first: the new manifest no longer names them
+    for name, text in contents.items():  # SKILL.md first: with it, what a kill leaves behind can be built again
+        make_folder((root / name).parent)
         with write_atomically(root / name, "w") as file:
             file.write(text)
-    return {"written": list(contents), "removed": _remove_old(root, set(contents))}
+    return {"written": list(contents), "removed": removed}
 
 
-def _remove_old(root: Path, names: set[str]) -> list[str]:
-    """Templates and schemas of actions that are gone."""
-    patterns = (name_template("*"), name_schema("*"), name_json_schema("*"))
-    old = [path for pattern in patterns for path in sorted(root.glob(pattern))]
-    old = [path for path in old if path.relative_to(root).as_posix() not in names]
-    for path in old:
-        try:
-            path.unlink()
-        except OSError as error:
-            raise explain_os_error(error, path) from error
-    return [path.relative_to(root).as_posix() for path in old]
+def _list_old_actions(root: Path) -> tuple[str, ...]:
+    """The actions of the bundle of ours in a folder; none for a new or empty folder. Raises UserError for others."""
+    try:
+        is_new = not os.path.isdir(root) or not os.listdir(root)
+    except OSError as error:
+        raise explain_os_error(error, root) from error
+    if is_new:
+        return ()
+    expected = "a new folder, or one with a bundle that this command made"
+    report = check_bundle(root)
+    if report.generated_by != GENERATED_BY:
+        is_skill = os.path.lexists(root / SKILL_FILE)
+        got = f"a skill without 'generated_by: {GENERATED_BY}'" if is_skill else "a folder with other files"
+        raise UserError(Problem(str(root), got, expected, "Name a new folder."))
+    links = [part for part in PARTS if os.path.islink(root / part)]
+    if links:
+        hint = "What a link leads to is not written to: name a new folder."
+        raise UserError(*(Problem(str(root / part), "a link", "a folder of the bundle", hint) for part in links))
+    return report.actions
+
+
+def _remove_old(root: Path, actions: tuple[str, ...]) -> list[str]:
+    """Remove the template and schemas of actions that are gone."""
+    removed = []
+    for action in actions:
+        for name in (name_template(action), name_schema(action), name_json_schema(action)):
+            path = root / name
+            if action in SECTIONS or os.path.islink(path) or not os.path.isfile(path):
+                continue
+            try:
+                path.unlink()
+            except OSError as error:
+                raise explain_os_error(error, path) from error
+            removed.append(name)
+    return removed
 
 
 def _format(data: object) -> str:
