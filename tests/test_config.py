@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic.dataclasses import dataclass
 
+from kinegraph import remote
 from kinegraph.config import (
     SPEC_CONFIG,
     LoadedSpec,
@@ -26,7 +27,7 @@ from kinegraph.config import (
     load_spec,
     option,
 )
-from kinegraph.config_source import MAX_FILE_BYTES, merge, parse_overrides
+from kinegraph.config_source import MAX_FILE_BYTES, merge, parse_overrides, read_source
 from kinegraph.errors import SpecError
 from kinegraph.templates import build_json_schema, write_template
 
@@ -508,3 +509,16 @@ def test_an_option_that_is_searched_by_default_needs_a_range() -> None:
     assert rate.extra["search"] == SearchRange(0.0, 1.0)
     assert "search" not in other.extra
     jsonschema.Draft202012Validator.check_schema(build_json_schema(SearchedSpec, "searched"))
+
+
+def test_remote_spec_is_limited_and_not_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KINEGRAPH_CACHE", str(tmp_path / "cache"))
+    uri = f"memory://{tmp_path.name}/spec.yaml"
+    remote.write_text(uri, "rate: 0.25\n")
+    assert read_source(uri) == {"rate": 0.25}
+    remote.write_text(uri, "#" * (MAX_FILE_BYTES + 1))
+    for place, words in ((uri, "a file of over 1 MB"), (f"{uri}.missing", "no file")):
+        with pytest.raises(SpecError) as caught:
+            read_source(place)
+        assert words in str(caught.value) and place in str(caught.value)
+    assert not (tmp_path / "cache").exists(), "nothing was loaded whole"

@@ -3,7 +3,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +276,100 @@ def test_full_cache_disk_is_told(server: S3Server, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(remote.shutil, "disk_usage", lambda path: usage)
     error = fail(remote.fetch, uri)
     assert isinstance(error, StorageError) and "KINEGRAPH_CACHE" in str(error)
+
+
+@contextmanager
+def serve_http(content: bytes, headers: dict[str, str], tells_size: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A web server of one file that knows no ranges: the file's URI, and what it sends, to be changed."""
+    state: dict[str, Any] = {"content": content, "headers": headers, "sent": 0}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            for name, value in state["headers"].items():
+                self.send_header(name, value)
+            if tells_size:
+                self.send_header("Content-Length", str(len(state["content"])))
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            with suppress(ConnectionError):  # the other side may have read enough
+                for start in range(0, len(state["content"]), PIECE_BYTES):
+                    state["sent"] += self.wfile.write(state["content"][start : start + PIECE_BYTES])
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/data.npy", state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize("tells_size", [True, False])
+@pytest.mark.parametrize("header", ["Last-Modified", "Content-MD5", ""])
+def test_changed_file_of_a_web_server_is_loaded_anew(header: str, tells_size: bool) -> None:
+    values = {"Last-Modified": ("Mon, 05 Jan 2026 10:00:00 GMT", "Mon, 05 Jan 2026 10:00:01 GMT")}
+    before, after = ({header: value} if header else {} for value in values.get(header, ("YQ==", "Yg==")))
+    with serve_http(CONTENT, before, tells_size) as (uri, state):
+        first = remote.fetch(uri)
+        assert first.read_bytes() == CONTENT
+        state["sent"] = 0
+        assert remote.fetch(uri) == first, "the same content has the same place"
+        if header and tells_size:
+            assert state["sent"] == 0
+        state["content"], state["headers"] = CONTENT[::-1], after
+        assert remote.fetch(uri).read_bytes() == CONTENT[::-1]
+        assert first.read_bytes() == CONTENT, "this process may still open it"
+
+
+def test_part_without_a_version_is_not_gone_on_with() -> None:
+    with serve_http(CONTENT, {}, True) as (uri, _):
+        folder = cache.find_cache_folder() / "files" / cache.hash_location(uri)
+        folder.mkdir(parents=True)
+        (folder / f"{cache.hash_text(f'{len(CONTENT)}-0.0')}.part").write_bytes(b"x" * 1000)
+        assert remote.fetch(uri).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("info", "modified_s"),
+    [
+        ({"Last-Modified": "Thu, 01 Jan 1970 00:01:00 GMT"}, 60.0),
+        ({"updated": "1970-01-01T00:01:00+00:00"}, 60.0),
+        ({"last_modified": datetime(1970, 1, 1, 0, 1, tzinfo=UTC)}, 60.0),
+        ({"updated": "yesterday"}, 0.0),
+    ],
+)
+def test_times_of_storages(info: dict[str, Any], modified_s: float) -> None:
+    assert file_systems.find_modified_s(info) == modified_s
+    version = file_systems.find_info_version({"size": 3, **info})
+    assert file_systems.tells_changes(info) and version not in ("3-0.0", "3-None")
+
+
+def test_leftover_is_not_mixed_into_a_loaded_file(server: S3Server, tmp_path: Path) -> None:
+    uri = server.put(f"{tmp_path.name}/data.npy", CONTENT)
+    names = [f".data.npy.{os.getpid()}.{ending}" for ending in ("tmp", "0a1b2c3d.part.tmp")]
+    for name in names:
+        (tmp_path / name).write_bytes(b"of another version")
+    remote.load(uri, tmp_path / "data.npy")
+    assert (tmp_path / "data.npy").read_bytes() == CONTENT
+    assert not (tmp_path / names[1]).exists()
+    assert [path.name for path in tmp_path.glob("*.part.tmp")] == []
+
+
+@pytest.mark.parametrize("tells_size", [True, False])
+def test_text_of_a_web_server_is_limited(tells_size: bool) -> None:
+    with serve_http(b"x" * (64 << 20), {}, tells_size) as (uri, state):
+        assert "more than 1000 bytes" in str(fail(remote.read_text, uri, 1000))
+        assert state["sent"] < 48 << 20, "most was not asked for"
+        state["content"] = "grüße\n".encode()
+        assert remote.read_text(uri) == "grüße\n"
 
 
 def test_nothing_heavy_is_imported() -> None:

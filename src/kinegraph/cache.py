@@ -31,6 +31,12 @@ def hash_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
+def hash_file(path: Path) -> str:
+    """A short name for the content of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:24]
+
+
 @contextmanager
 def lock_file(path: Path) -> Iterator[None]:
     """Held by one process at a time; a killed one lets go of it."""

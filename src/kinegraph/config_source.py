@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from kinegraph.errors import Problem, SpecError, UserError
-from kinegraph.remote import fetch, is_remote
+from kinegraph.remote import is_remote, read_start
 
 MANDATORY = "???"
 HINT_QUOTES = "Write it in quotes, and those in quotes for the shell: 'key=\"value\"'."
@@ -53,15 +53,7 @@ def read_source(source: str | Path | Mapping[str, Any] | None, texts: Collection
         return {}
     if isinstance(source, Mapping):
         return {str(key): _copy_plain(value) for key, value in source.items()}
-    if is_remote(source):
-        source = _fetch(source)
-    try:
-        with open(source, "rb") as file:
-            text = file.read(MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        hint = "`kinegraph template train -o train.yaml` writes one to fill in."
-        raise SpecError(Problem(str(source), reason, "a spec file that can be read", hint)) from error
+    text = _read_spec(source)
     if len(text) > MAX_FILE_BYTES:
         raise SpecError(Problem(str(source), "a file of over 1 MB", "a spec file of at most 1 MB"))
     try:
@@ -75,11 +67,19 @@ def read_source(source: str | Path | Mapping[str, Any] | None, texts: Collection
     return content
 
 
-def _fetch(source: str | Path) -> Path:
+def _read_spec(source: str | Path) -> bytes:
+    """A spec file; of one that is too large one byte more than it may have."""
     try:
-        return fetch(source)
+        if is_remote(source):
+            return read_start(source, MAX_FILE_BYTES + 1)
+        with open(source, "rb") as file:
+            return file.read(MAX_FILE_BYTES + 1)
     except UserError as error:
         raise SpecError(*error.problems) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        hint = "`kinegraph template train -o train.yaml` writes one to fill in."
+        raise SpecError(Problem(str(source), reason, "a spec file that can be read", hint)) from error
 
 
 class _UnreadableError(Exception):

@@ -13,6 +13,8 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -38,6 +40,10 @@ CREDENTIAL_CODES = (
 )
 """Codes of S3, and errors of botocore by name: importing it takes longer than all of Kinegraph."""
 NAME_ERRORS = ("ParamValidationError", "InvalidRegionError", "InvalidBucketName")
+TAG_KEYS = ("ETag", "etag", "Content-MD5", "content_md5")
+"""Under which fsspec tells what stands for the content of a file: each storage has its own."""
+TIME_KEYS = ("LastModified", "Last-Modified", "last_modified", "mtime", "modified", "updated", "created")
+"""Under which it tells when a file was changed."""
 PERMANENT_ERRORS = (
     PermissionError,
     IsADirectoryError,
@@ -65,6 +71,41 @@ class Opened:
             return info
         except FileNotFoundError:
             return None
+
+    def read_start(self, location: str, num_bytes: int) -> bytes:
+        """The first bytes of a file, or all where there are fewer. FileNotFoundError where there is none."""
+        info = self.find_info(location)
+        if info is None or info["type"] == "directory":
+            raise FileNotFoundError
+        if info["size"] == 0:
+            return b""
+        if find_scheme(location) in READ_ONLY_SCHEMES:
+            return retry(lambda: self._stream(num_bytes), location)
+        end = num_bytes if info["size"] is None else min(num_bytes, info["size"])
+        content: bytes = retry(lambda: self.file_system.cat_file(self.path, start=0, end=end), location)
+        return content[:num_bytes]
+
+    def _stream(self, num_bytes: int) -> bytes:
+        """Asks for no range, which a web server may not know: it would send the whole file, into memory."""
+        content = b""
+        with self.file_system.open(self.path, block_size=0, size=1) as file:  # as a stream, of whatever size
+            while len(content) < num_bytes and (piece := file.read(num_bytes - len(content))):
+                content += piece
+        return content
+
+    def read_piece(self, start: int, end: int, size_bytes: int) -> bytes:
+        """Bytes of a file of a known size. ConnectionError where others came."""
+        piece: bytes = self.file_system.cat_file(self.path, start=start, end=end)
+        # A web server may know no ranges: then the whole file comes at once
+        if len(piece) != end - start and (start, len(piece)) != (0, size_bytes):
+            raise ConnectionError(f"{len(piece)} bytes came instead of {end - start}")
+        return piece
+
+    def copy_whole(self, target: str, size_bytes: int | None) -> None:
+        """Copy a file to a path of this machine in one go. ConnectionError where its size, if known, is another."""
+        self.file_system.get_file(self.path, target)
+        if size_bytes not in (None, os.path.getsize(target)):
+            raise ConnectionError(f"{os.path.getsize(target)} bytes came instead of {size_bytes}")
 
 
 def find_scheme(location: str) -> str:
@@ -124,14 +165,38 @@ def _open_file_system(scheme: str, process_id: int, variables: tuple[tuple[str, 
 
 def find_modified_s(info: dict[str, Any]) -> float:
     """When a file was changed, from what fsspec knows of it: seconds since 1970; 0 where it does not know."""
-    value = next((info[key] for key in ("LastModified", "mtime", "created", "modified") if info.get(key)), 0.0)
+    value = _find_first(info, TIME_KEYS)
+    if isinstance(value, str):
+        value = _parse_time(value)
     return value.timestamp() if hasattr(value, "timestamp") else float(value) if isinstance(value, int | float) else 0.0
 
 
+def _parse_time(text: str) -> datetime | None:
+    """As in the header of a web server, or ISO 8601; None for any other text."""
+    for parse in (parsedate_to_datetime, datetime.fromisoformat):
+        try:
+            return parse(text)
+        except ValueError:
+            continue
+    return None
+
+
+def _find_first(info: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    return next((info[key] for key in keys if info.get(key)), None)
+
+
 def find_info_version(info: dict[str, Any]) -> str:
-    """The version of a file, from what fsspec knows of it."""
-    tag = info.get("ETag") or info.get("etag")
-    return str(tag).strip('"') if tag else f"{info['size']}-{find_modified_s(info)!r}"
+    """The version of a file, from what fsspec knows of it. See `tells_changes`."""
+    tag = _find_first(info, TAG_KEYS)
+    if tag:
+        return str(tag).strip('"')
+    changed = _find_first(info, TIME_KEYS)
+    return f"{info['size']}-{changed if isinstance(changed, str) else repr(find_modified_s(info))}"
+
+
+def tells_changes(info: dict[str, Any]) -> bool:
+    """Whether the version changes with the content. Some web servers tell the size alone, or not even that."""
+    return _find_first(info, (*TAG_KEYS, *TIME_KEYS)) is not None
 
 
 def retry(call: Callable[[], Answer], location: str, delays_s: tuple[float, ...] | None = None) -> Answer:

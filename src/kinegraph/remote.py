@@ -6,8 +6,10 @@ A location is text. `fetch` keeps whole remote files in the cache folder (KINEGR
 
 from __future__ import annotations
 
+import glob
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,6 +20,7 @@ from typing import Any
 from kinegraph.cache import (
     CACHE_VARIABLE,
     find_cache_folder,
+    hash_file,
     hash_location,
     hash_text,
     hold_file,
@@ -36,6 +39,7 @@ from kinegraph.file_systems import (
     find_scheme,
     open_location,
     retry,
+    tells_changes,
 )
 from kinegraph.storage import explain_os_error, make_folder, write_atomically
 
@@ -184,33 +188,27 @@ def find_version(location: str) -> str:
 def read_text(location: str | Path, limit_bytes: int = TEXT_LIMIT_BYTES) -> str:
     """The text of a file. Raises UserError where it is missing, larger than the limit or not UTF-8."""
     place = str(location)
+    content = read_start(place, limit_bytes + 1)
+    if len(content) > limit_bytes:
+        raise UserError(Problem(place, f"more than {limit_bytes} bytes", f"text of at most {limit_bytes} bytes"))
     try:
-        content = _read_start(place, limit_bytes + 1)
-        if len(content) > limit_bytes:
-            raise UserError(Problem(place, f"more than {limit_bytes} bytes", f"text of at most {limit_bytes} bytes"))
         return content.decode()
     except UnicodeDecodeError:
         raise UserError(Problem(place, "bytes that are no text", "text in UTF-8")) from None
+
+
+def read_start(location: str | Path, num_bytes: int) -> bytes:
+    """The first bytes of a file, or all where there are fewer. Raises UserError where it is missing."""
+    place = str(location)
+    try:
+        if is_remote(place):
+            return open_location(place).read_start(place, num_bytes)
+        with open(place, "rb") as file:
+            return file.read(num_bytes)
     except (FileNotFoundError, IsADirectoryError):
         raise _explain_missing(place) from None
     except OSError as error:
         raise explain_os_error(error, place) from error
-
-
-def _read_start(location: str, num_bytes: int) -> bytes:
-    if not is_remote(location):
-        with open(location, "rb") as file:
-            return file.read(num_bytes)
-    opened = open_location(location)
-    info = opened.find_info(location)
-    if info is None or info["type"] == "directory":
-        raise FileNotFoundError
-    size_bytes = info["size"]
-    if size_bytes == 0:
-        return b""
-    end = num_bytes if size_bytes is None else min(num_bytes, size_bytes)
-    content: bytes = retry(lambda: opened.file_system.cat_file(opened.path, start=0, end=end), location)
-    return content[:num_bytes]
 
 
 def write_text(location: str | Path, text: str) -> None:
@@ -321,8 +319,11 @@ def load(uri: str, target: Path) -> str:
     """
     opened = open_location(uri)
     make_folder(target.parent)
-    part = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    start = f".{target.name}.{os.getpid()}."
+    part = target.with_name(f"{start}{secrets.token_hex(4)}.part.tmp")
     try:
+        for leftover in target.parent.glob(f"{glob.escape(start)}*.part.tmp"):  # of a process that had our number
+            leftover.unlink(missing_ok=True)
         version = _load_version(opened, uri, opened.find_info(uri), lambda _: part, None)
         os.replace(part, target)
         return version
@@ -341,12 +342,13 @@ def _load(uri: str, folder: Path, progress: Progress | None) -> Path:
     if info is None or info["type"] == "directory":
         raise FileNotFoundError
     path = folder / hash_text(find_info_version(info)) / _name_file(uri)
-    if path.is_file() and info["size"] in (None, path.stat().st_size):
+    if tells_changes(info) and path.is_file() and info["size"] in (None, path.stat().st_size):
         return path
     version = _load_version(opened, uri, info, lambda version: folder / f"{hash_text(version)}.part", progress)
-    path = folder / hash_text(version) / path.name
+    part = folder / f"{hash_text(version)}.part"
+    path = folder / (hash_text(version) if tells_changes(info) else hash_file(part)) / path.name
     make_folder(path.parent)
-    os.replace(folder / f"{hash_text(version)}.part", path)
+    os.replace(part, path)
     return path
 
 
@@ -359,7 +361,7 @@ def _load_version(
             raise FileNotFoundError
         version = find_info_version(info)
         part = name_part(version)
-        _download(opened, uri, info["size"], part, progress)
+        _download(opened, uri, info, part, progress)
         info = opened.find_info(uri)
         if info is not None and find_info_version(info) == version:
             return version
@@ -367,15 +369,16 @@ def _load_version(
     raise StorageError(Problem(uri, "a file that keeps changing", "one that stays while it is loaded"))
 
 
-def _download(opened: Opened, uri: str, size_bytes: int | None, part: Path, progress: Progress | None) -> None:
+def _download(opened: Opened, uri: str, info: Info, part: Path, progress: Progress | None) -> None:
+    size_bytes = info["size"]
+    if size_bytes is None or not tells_changes(info):  # its pieces could be of two versions
+        retry(lambda: opened.copy_whole(str(part), size_bytes), uri)
+        return
     with open(part, "ab") as file:
         done = os.fstat(file.fileno()).st_size
-        if size_bytes is None or done > size_bytes:
+        if done > size_bytes:
             file.truncate(0)
             done = 0
-        if size_bytes is None:
-            file.write(retry(lambda: opened.file_system.cat_file(opened.path), uri))
-            return
         free_bytes = shutil.disk_usage(part.parent).free
         if size_bytes - done > free_bytes:
             got = f"{free_bytes / 1e9:.1f} GB of free space"
@@ -384,20 +387,12 @@ def _download(opened: Opened, uri: str, size_bytes: int | None, part: Path, prog
             raise StorageError(Problem(str(find_cache_folder()), got, expected, hint))
         while done < size_bytes:
             start, end = done, min(done + PIECE_BYTES, size_bytes)
-            file.write(retry(lambda start=start, end=end: _read_piece(opened, start, end, size_bytes), uri))  # type: ignore[misc]
+            file.write(retry(lambda start=start, end=end: opened.read_piece(start, end, size_bytes), uri))  # type: ignore[misc]
             file.flush()
             done = os.fstat(file.fileno()).st_size
             if progress:
                 progress(done, size_bytes)
         os.fsync(file.fileno())
-
-
-def _read_piece(opened: Opened, start: int, end: int, size_bytes: int) -> bytes:
-    piece: bytes = opened.file_system.cat_file(opened.path, start=start, end=end)
-    # A web server may know no ranges: then the whole file comes at once
-    if len(piece) != end - start and (start, len(piece)) != (0, size_bytes):
-        raise ConnectionError(f"{len(piece)} bytes came instead of {end - start}")
-    return piece
 
 
 def _name_file(uri: str) -> str:
