@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kinegraph.automl.pool import TrainingPool
-from kinegraph.automl.results import find_divergence, prune_checkpoints, read_scores
+from kinegraph.automl.results import measure_run, prune_checkpoints
 from kinegraph.automl.study import CONFIRM_FOLDER
 from kinegraph.automl.trial_spec import build_trial_spec
 from kinegraph.automl.trials import Direction, Trial
@@ -74,13 +74,11 @@ def _train_all(pool: TrainingPool, specs: Mapping[str, Any]) -> Iterator[Outcome
 def _read_score(
     outcome: Outcome, trial_spec: Mapping[str, Any], metric: str, direction: Direction, run: Run
 ) -> float | None:
-    if outcome.error:
-        run.warn(f"{outcome.name} failed: {outcome.error}")
-        return None
-    folder = Path(trial_spec["train"]["results_dir"])
-    prune_checkpoints(folder)
-    if diverged := find_divergence(folder, trial_spec["train"]["num_epochs"]):
-        run.warn(f"{outcome.name} failed: {diverged}")
-        return None
-    found = read_scores(folder, metric, direction, trial_spec["train"]["num_epochs"])
-    return found[0] if found else None
+    score, error = None, outcome.error
+    if not error:
+        folder = Path(trial_spec["train"]["results_dir"])
+        prune_checkpoints(folder)
+        score, error = measure_run(folder, metric, direction, trial_spec["train"]["num_epochs"])
+    if error:
+        run.warn(f"{outcome.name} failed: {error}")
+    return score

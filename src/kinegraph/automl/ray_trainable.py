@@ -14,7 +14,7 @@ from typing import Any
 
 from ray.tune import Trainable
 
-from kinegraph.automl.results import find_divergence, read_curve, read_scores
+from kinegraph.automl.results import measure_run, read_curve
 from kinegraph.automl.trial_files import copy_in, read_metrics_folder, replace_with
 from kinegraph.automl.worker import train_trial
 from kinegraph.config_source import set_value
@@ -82,14 +82,9 @@ class TrialTraining(Trainable):
         metric, direction = self.training["metric"], self.training["direction"]
         with tempfile.TemporaryDirectory() as spare:
             folder = read_metrics_folder(self.location, Path(spare))
-            diverged = find_divergence(folder, stop)
-            found = read_scores(folder, metric, direction, stop)
+            score, error = measure_run(folder, metric, direction, stop)
             curve = [value for epoch, value in read_curve(folder, metric) if epoch < stop]
-        if diverged:
-            return {"error": diverged}
-        if found is None:
-            return {"error": f"{metric} was never a finite number"}
-        return {"score": found[0], "latest": curve[-1]}
+        return {"error": error} if error else {"score": score, "latest": curve[-1]}
 
 
 def check_node(training: dict[str, Any]) -> dict[str, Any]:

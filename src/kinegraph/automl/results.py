@@ -112,6 +112,15 @@ def prune_checkpoints(folder: Path) -> None:
                 path.unlink()
 
 
+def measure_run(folder: Path, metric: str, direction: Direction, budget: int) -> tuple[float | None, str]:
+    """(score, '') of a train run at a budget, or (None, why it has none): it diverged, or nothing was measured."""
+    diverged = find_divergence(folder, budget)
+    if diverged:
+        return None, diverged
+    found = read_scores(folder, metric, direction, budget)
+    return (found[0], "") if found else (None, f"{metric} was never a finite number")
+
+
 def read_scores(folder: Path, metric: str, direction: Direction, budget: int) -> tuple[float, int] | None:
     """The best value of a metric in the first `budget` epochs of a train run, and its epoch (the first of equals).
 

@@ -16,7 +16,7 @@ from typing import Any
 from kinegraph.automl.definition import DEFINITION_NAME
 from kinegraph.automl.journal import JOURNAL_NAME, StudyJournal
 from kinegraph.automl.metric import choose_direction
-from kinegraph.automl.results import find_divergence, read_scores, remove_checkpoints
+from kinegraph.automl.results import measure_run, remove_checkpoints
 from kinegraph.automl.samplers import check_options, suggest_values
 from kinegraph.automl.schedule import Finished, Promote, Schedule, Start, Wait, plan_schedule
 from kinegraph.automl.space import SearchSpace, build_space
@@ -231,15 +231,13 @@ def _record(study: Study, pool: WorkerPool, outcome: Outcome) -> None:
         study.run.warn(f"{trial.name}: {outcome.error}. It goes on from its last checkpoint.")
         _send(study, pool, trial)
         return
-    error = outcome.error or find_divergence(study.get_folder(trial), trial.target)
+    score, error = None, outcome.error
     if not error:
-        found = read_scores(study.get_folder(trial), study.spec.automl.metric, study.direction, trial.target)
-        if found is None:
-            error = f"{study.spec.automl.metric} was never a finite number"
-        else:
-            trial.scores[trial.target] = found[0]
-            trial.state = "complete" if trial.target >= study.schedule.max_budget else "paused"
-    if error:
+        score, error = measure_run(study.get_folder(trial), study.spec.automl.metric, study.direction, trial.target)
+    if score is not None:
+        trial.scores[trial.target] = score
+        trial.state = "complete" if trial.target >= study.schedule.max_budget else "paused"
+    else:
         trial.state, trial.error = "failed", error
         study.run.warn(f"{trial.name} failed: {error}")
     study.journal.update(trial)
