@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from kinegraph.cli.actions import EXIT_TERMINATED, add_template_hint
-from kinegraph.cli.answers import format_result, print_json
+from kinegraph.cli.actions import answer_result, explain_end
+from kinegraph.cli.answers import print_json
 from kinegraph.cli.parameters import (
     ACTION_HELP,
     AsJson,
@@ -19,7 +19,6 @@ from kinegraph.cli.parameters import (
     SpecFile,
     collect_overrides,
 )
-from kinegraph.errors import SpecError
 
 app = typer.Typer()
 
@@ -45,12 +44,12 @@ def automl(
         return
     from kinegraph.actions import run_action
     from kinegraph.automl.plan import make_plan
-    from kinegraph.run import Terminated, show_messages
+    from kinegraph.run import show_messages
     from kinegraph.spec_reading import read_spec
 
     show_messages(json_progress)
     changes = collect_overrides(overrides, results_dir, key)
-    try:
+    with explain_end("automl", has_spec=spec is not None or bool(overrides)):
         plan = make_plan(read_spec(spec, changes, "automl"))
         if dry_run and as_json:
             print_json({"status": "ok", "action": "automl", "dry_run": True, "plan": plan})
@@ -63,14 +62,7 @@ def automl(
                 print_json({"status": "ok", "action": "automl", "started": False})
             return
         result = run_action("automl", spec, changes)
-    except Terminated:
-        raise typer.Exit(EXIT_TERMINATED) from None
-    except SpecError as error:
-        raise add_template_hint(error, "automl") if spec is None and not overrides else error from None
-    if as_json:
-        print_json({"status": "ok", "action": "automl", "metrics": result.metrics, "files": result.files})
-    else:
-        print(format_result(result.metrics, result.files))
+    answer_result("automl", result, as_json)
 
 
 def _show_plan(plan: dict[str, Any], as_event: bool) -> None:
