@@ -69,6 +69,10 @@ class ModelSpec:
         "learn a weight for every edge in every block",
         search=SearchRange(choices=_FLAG, when={"model.pretrained_model_path": ("",)}),
     )
+    temporal_padding: Literal["symmetric", "causal"] = option(
+        "symmetric",
+        "zeros round the frames of a temporal convolution; causal: only before them, for frame by frame inference",
+    )
 
 
 @dataclass(config=SPEC_CONFIG)

@@ -6,14 +6,27 @@ The names of the weights are those of TAO's pose classification, so that its che
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kinegraph.models.folded import (
+    INPUT,
+    AffineLayer,
+    FoldedNetwork,
+    GraphConvolutionLayer,
+    Layer,
+    Padding,
+    SumLayer,
+    TemporalConvolutionLayer,
+    fold_batch_norm,
+)
+
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from kinegraph.spec import ModelSpec
@@ -26,20 +39,24 @@ TEMPORAL_KERNEL = 9
 class STGCN(nn.Module):
     """Ten blocks of graph and temporal convolution, the mean over all cells, and a linear classifier.
 
+    With options.temporal_padding "causal" no temporal convolution sees a later frame: its zeros are all at the start.
     Weights start as PyTorch starts its convolutions and batch normalisations; edge importance starts at one.
 
     adjacency: (K, V, V), from `kinegraph.skeleton.graph.build_adjacency`.
     """
 
+    A: Tensor
+
     def __init__(self, options: ModelSpec, adjacency: Tensor | NDArray[np.float32], num_classes: int) -> None:
         super().__init__()
+        self.padding: Padding = options.temporal_padding
         weights = torch.as_tensor(adjacency, dtype=torch.float32).clone()
         num_subsets, num_joints, _ = weights.shape
         self.register_buffer("A", weights)
         self.data_bn = nn.BatchNorm1d(options.input_channels * num_joints)
         inputs = (options.input_channels, *CHANNELS)
         self.st_gcn_networks = nn.ModuleList(
-            Block(inputs[i], CHANNELS[i], num_subsets, STRIDES[i], options.dropout, is_first=i == 0)
+            Block(inputs[i], CHANNELS[i], num_subsets, STRIDES[i], options, is_first=i == 0)
             for i in range(len(CHANNELS))
         )
         self.edge_importance = (
@@ -65,6 +82,43 @@ class STGCN(nn.Module):
             x = block(x, self.A if self.edge_importance is None else self.A * self.edge_importance[i])
         return x.unflatten(0, (clips, people))
 
+    def fold(self) -> FoldedNetwork:
+        """The same network for inference, as plain data."""
+        num_joints = int(self.A.shape[-1])
+        ones, zeros = torch.ones(1), torch.zeros(1)
+        scale, shift = _fold_norm(ones, zeros, self.data_bn)
+        layers: list[Layer] = [
+            AffineLayer(
+                "data_bn",
+                (INPUT,),
+                scale=scale.reshape(num_joints, -1),
+                shift=shift.reshape(num_joints, -1),
+            )
+        ]
+        for i, block in enumerate(self.st_gcn_networks):
+            adjacency = self.A if self.edge_importance is None else self.A * self.edge_importance[i]
+            layers += block.fold(f"block_{i}", layers[-1].name, adjacency.detach().numpy())
+        assert self.fcn.bias is not None
+        head = self.fcn.weight.detach().flatten(1).T
+        return FoldedNetwork(
+            int(self.data_bn.num_features) // num_joints,
+            num_joints,
+            tuple(layers),
+            np.ascontiguousarray(head.numpy()),
+            self.fcn.bias.detach().numpy().copy(),
+            self.padding,
+        )
+
+
+def _fold_norm(weight: Tensor, bias: Tensor, norm: nn.Module) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Weight (..., C') and bias (..., C') with the batch normalisation that comes after them."""
+    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    parts = [weight, bias, norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    values, shift, *statistics = (part.detach().double().numpy() for part in parts)
+    return fold_batch_norm(values, shift, *statistics, epsilon=norm.eps)
+
 
 class Block(nn.Module):
     """Graph convolution, temporal convolution and a residual way round both, which the first block lacks."""
@@ -75,17 +129,21 @@ class Block(nn.Module):
         out_channels: int,
         num_subsets: int,
         stride: int,
-        dropout: float,
+        options: ModelSpec,
         is_first: bool,
     ) -> None:
         super().__init__()
+        reach = TEMPORAL_KERNEL // 2
+        self.missing_zeros = TEMPORAL_KERNEL - 1 if options.temporal_padding == "causal" else 0
         self.gcn = GraphConvolution(in_channels, out_channels, num_subsets)
         self.tcn = nn.Sequential(
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
-            nn.Conv2d(out_channels, out_channels, (TEMPORAL_KERNEL, 1), (stride, 1), (TEMPORAL_KERNEL // 2, 0)),
+            nn.Conv2d(
+                out_channels, out_channels, (TEMPORAL_KERNEL, 1), (stride, 1), (0 if self.missing_zeros else reach, 0)
+            ),
             nn.BatchNorm2d(out_channels),
-            nn.Identity() if is_first else nn.Dropout(dropout, inplace=True),
+            nn.Identity() if is_first else nn.Dropout(options.dropout, inplace=True),
         )
         self.residual: nn.Module | None
         if is_first:
@@ -100,10 +158,38 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
         """(N, C, T, V), (K, V, V) -> (N, C', T', V)."""
-        y: Tensor = self.tcn(self.gcn(x, adjacency))
+        y: Tensor = self.gcn(x, adjacency)
+        for layer in self.tcn:
+            if isinstance(layer, nn.Conv2d) and self.missing_zeros:
+                y = functional.pad(y, (0, 0, self.missing_zeros, 0))
+            y = layer(y)
         if self.residual is not None:
             y = y + self.residual(x)
         return functional.relu(y, inplace=True)
+
+    def fold(self, name: str, source: str, adjacency: NDArray[np.float32]) -> list[Layer]:
+        """The block as layers that begin at the layer `source`; the last one is its result."""
+        norm, _, convolution, last_norm, _ = self.tcn
+        weight, bias = self.gcn.fold(adjacency, norm)
+        graph = GraphConvolutionLayer(
+            f"{name}.graph", (source,), relu=True, adjacency=adjacency, weight=weight, bias=bias
+        )
+        temporal = _fold_convolution(f"{name}.temporal", graph.name, convolution, last_norm)
+        if self.residual is None:
+            return [graph, replace(temporal, relu=True)]
+        if isinstance(self.residual, nn.Identity):
+            return [graph, temporal, SumLayer(f"{name}.sum", (temporal.name, source), relu=True)]
+        assert isinstance(self.residual, nn.Sequential)
+        way_round = _fold_convolution(f"{name}.residual", source, self.residual[0], self.residual[1])
+        return [graph, temporal, way_round, SumLayer(f"{name}.sum", (temporal.name, way_round.name), relu=True)]
+
+
+def _fold_convolution(name: str, source: str, convolution: nn.Module, norm: nn.Module) -> TemporalConvolutionLayer:
+    assert isinstance(convolution, nn.Conv2d)
+    assert convolution.bias is not None
+    taps = convolution.weight.squeeze(3).permute(2, 1, 0)  # (k, C, C')
+    weight, shift = _fold_norm(taps, convolution.bias, norm)
+    return TemporalConvolutionLayer(name, (source,), weight=weight, bias=shift, stride=convolution.stride[0])
 
 
 class GraphConvolution(nn.Module):
@@ -132,3 +218,12 @@ class GraphConvolution(nn.Module):
         # The bias belongs to conv_k(x), so each joint receives it as often as its column of A_k weighs
         bias = self.conv.bias.reshape(subsets, self.out_channels).transpose(0, 1) @ adjacency.sum(dim=1)  # (C', V)
         return x + bias[:, None, :]
+
+    def fold(self, adjacency: NDArray[np.float32], norm: nn.Module) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Weight (K, C, C') and bias (V, C') of this convolution and the normalisation after it."""
+        subsets = len(adjacency)
+        weight = self.conv.weight.detach().squeeze((2, 3)).unflatten(0, (subsets, -1)).transpose(1, 2)  # (K, C, C')
+        assert self.conv.bias is not None
+        biases = self.conv.bias.detach().double().unflatten(0, (subsets, -1))
+        bias = torch.from_numpy(adjacency).double().sum(dim=1).T @ biases  # (V, C')
+        return _fold_norm(weight, bias, norm)
