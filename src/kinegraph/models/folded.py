@@ -10,6 +10,7 @@ Shapes here are (T, V, C) for one person: frames, joints, channels. K subsets, k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -141,13 +142,13 @@ class FoldedNetwork:
         return total
 
 
-def fold_batch_norm(
-    weight: Values, bias: Values, scale: Values, shift: Values, mean: Values, variance: Values, epsilon: float
-) -> tuple[Array, Array]:
+def fold_batch_norm(parts: Sequence[Values], epsilon: float) -> tuple[Array, Array]:
     """Weight (..., C') and bias (..., C') of a convolution that does what it and a batch normalisation after it did.
 
-    y = (x - mean) / sqrt(variance + epsilon) * scale + shift (Ioffe and Szegedy, 2015), each (C',). In float64.
+    parts: weight and bias of the convolution, then scale, shift, mean and variance of the normalisation, each (C',):
+    y = (x - mean) / sqrt(variance + epsilon) * scale + shift (Ioffe and Szegedy, 2015). Computed in float64.
     """
-    factor = np.asarray(scale, np.float64) / np.sqrt(np.asarray(variance, np.float64) + epsilon)
-    shifted = (bias - np.asarray(mean, np.float64)) * factor + shift
-    return np.ascontiguousarray(weight * factor, np.float32), np.ascontiguousarray(shifted, np.float32)
+    weight, bias, scale, shift, mean, variance = (np.asarray(part, np.float64) for part in parts)
+    factor = scale / np.sqrt(variance + epsilon)
+    folded_bias = (bias - mean) * factor + shift
+    return np.ascontiguousarray(weight * factor, np.float32), np.ascontiguousarray(folded_bias, np.float32)

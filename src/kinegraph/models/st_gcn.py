@@ -97,6 +97,7 @@ class STGCN(nn.Module):
         ]
         for i, block in enumerate(self.st_gcn_networks):
             adjacency = self.A if self.edge_importance is None else self.A * self.edge_importance[i]
+            assert isinstance(block, Block)
             layers += block.fold(f"block_{i}", layers[-1].name, adjacency.detach().numpy())
         assert self.fcn.bias is not None
         head = self.fcn.weight.detach().flatten(1).T
@@ -116,8 +117,7 @@ def _fold_norm(weight: Tensor, bias: Tensor, norm: nn.Module) -> tuple[NDArray[n
     assert norm.running_mean is not None
     assert norm.running_var is not None
     parts = [weight, bias, norm.weight, norm.bias, norm.running_mean, norm.running_var]
-    values, shift, *statistics = (part.detach().double().numpy() for part in parts)
-    return fold_batch_norm(values, shift, *statistics, epsilon=norm.eps)
+    return fold_batch_norm([part.detach().double().numpy() for part in parts], norm.eps)
 
 
 class Block(nn.Module):
