@@ -45,7 +45,7 @@ class WandbSpec:
 
 @dataclass(config=SPEC_CONFIG)
 class ModelSpec:
-    model_type: Literal["ST-GCN"] = option("ST-GCN", "network")
+    model_type: Literal["ST-GCN", "EF-GCN"] = option("ST-GCN", "network")
     pretrained_model_path: str = option("", "checkpoint whose weights training starts from", path="input")
     input_channels: int = option(3, "values per joint: 3 for x, y, z; 2 for x, y", minimum=1)
     dropout: float = option(
@@ -56,6 +56,8 @@ class ModelSpec:
         automl=True,
         search=SearchRange(0.0, 0.8),
     )
+    width: float = option(1.0, "EF-GCN: factor of the channels of every block", minimum=0.125, maximum=8)
+    depth: int = option(2, "EF-GCN: blocks in each of its three stages", minimum=1, maximum=16)
     graph_layout: LayoutName = option("nvidia", "joints and edges: a name from `kinegraph layouts`, or a YAML file")
     graph_strategy: Literal["uniform", "distance", "spatial", "spatial_exact"] = option(
         "spatial",
@@ -291,6 +293,40 @@ class AutomlSpec:
 
 
 @dataclass(config=SPEC_CONFIG)
+class LiveSpec:
+    checkpoint: str = option("", "model: .pth or .onnx; the same as --model", path="input")
+    frames_per_second: float = option(
+        0.0,
+        "rate that the model sees; 0: that of its training data, or if unknown frames as they come",
+        maximum=1000,
+        minimum=0,
+    )
+    pooling_frames: int = option(
+        32, "frames that an answer is averaged over; 0: all since the person came", minimum=0, maximum=100_000
+    )
+    smoothing: Literal["exponential", "average", "none"] = option("exponential", "how probabilities are smoothed")
+    smoothing_s: float = option(
+        0.3, "time constant (exponential) or length (average) in seconds", minimum=0, maximum=60
+    )
+    enter_threshold: float = option(0.6, "an action starts at this probability", minimum=0, maximum=1)
+    leave_threshold: float = option(0.4, "and ends below this one", minimum=0, maximum=1)
+    class_enter_thresholds: dict[str, float] = option({}, "enter_threshold of single classes, CLASS_NAME: value")
+    class_leave_thresholds: dict[str, float] = option({}, "leave_threshold of single classes, CLASS_NAME: value")
+    no_action_classes: list[str] = option([], "names of classes that count as no action")
+    min_duration_s: float = option(0.3, "shorter segments are not reported; seconds", minimum=0, maximum=3600)
+    merge_gap_s: float = option(
+        0.2, "an action that stops for at most so many seconds goes on as one segment", minimum=0, maximum=3600
+    )
+    max_gap_s: float = option(
+        0.5, "frames missing for at most so many seconds are interpolated; else the track ends", minimum=0, maximum=10
+    )
+    forget_after_s: float = option(
+        2.0, "people without frames for so many seconds are forgotten; at least max_gap_s", minimum=0, maximum=3600
+    )
+    max_people: int = option(256, "people followed at the same time", minimum=1, maximum=10_000)
+
+
+@dataclass(config=SPEC_CONFIG)
 class Spec:
     """The whole spec. A file may hold the sections of every action; only the running one's are demanded."""
 
@@ -306,6 +342,7 @@ class Spec:
     inference: InferenceSpec = group(InferenceSpec, "inference")
     export: ExportSpec = group(ExportSpec, "export to ONNX")
     dataset_convert: DatasetConvertSpec = group(DatasetConvertSpec, "conversion of recordings")
+    live: LiveSpec = group(LiveSpec, "decisions while frames come in")
 
 
 SECTIONS: dict[str, tuple[str, ...]] = {

@@ -7,8 +7,9 @@ M people, K subsets of the partition strategy. Clips enter as (N, C, T, V, M); a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from kinegraph.errors import SpecError, look_up
 from kinegraph.skeleton.graph import build_adjacency
@@ -17,17 +18,37 @@ from kinegraph.skeleton.layouts import Layout
 if TYPE_CHECKING:
     from torch import nn
 
+    from kinegraph.models.folded import FoldedNetwork
     from kinegraph.spec import ModelSpec
 
-MODELS: dict[str, str] = {"ST-GCN": "kinegraph.models.st_gcn:STGCN"}
+MODELS: dict[str, str] = {
+    "ST-GCN": "kinegraph.models.st_gcn:STGCN",
+    "EF-GCN": "kinegraph.models.ef_gcn:EFGCN",
+}
 
 
-def build_model(options: ModelSpec, layout: Layout, num_classes: int) -> nn.Module:
+@runtime_checkable
+class Foldable(Protocol):
+    """A network that can be rewritten for inference."""
+
+    def fold(self) -> FoldedNetwork:
+        """The same network for inference, as plain data, from its present weights."""
+        ...
+
+
+def build_model(options: ModelSpec, layout: Layout, num_classes: int, num_channels: int | None = None) -> nn.Module:
     """The network `options.model_type` with fresh weights, for clips of this layout.
+
+    num_channels: channels that the input pipeline gives out; default: those of the data, options.input_channels.
 
     Raises SpecError for an unknown model, DataError for an unknown strategy.
     """
-    module, _, name = look_up(MODELS, options.model_type, "model.model_type", SpecError).partition(":")
     adjacency = build_adjacency(layout, options.graph_strategy)
-    model: nn.Module = getattr(import_module(module), name)(options, adjacency, num_classes)
-    return model
+    return find_network(options)(options, adjacency, num_classes, num_channels or options.input_channels)
+
+
+def find_network(options: ModelSpec) -> Callable[..., nn.Module]:
+    """The class of the network: (options, adjacency (K, V, V), num_classes, num_channels) -> nn.Module."""
+    module, _, name = look_up(MODELS, options.model_type, "model.model_type", SpecError).partition(":")
+    network: Callable[..., nn.Module] = getattr(import_module(module), name)
+    return network

@@ -20,16 +20,17 @@ from torch import nn
 
 import kinegraph
 from kinegraph.errors import CheckpointError, DataError, Problem
+from kinegraph.models import find_network
 from kinegraph.models.encryption import encrypt
 from kinegraph.models.foreign import check_graph, convert_to_float32, read_foreign
 from kinegraph.models.restricted import explain_vendor_encryption, load_restricted
-from kinegraph.models.st_gcn import STGCN
 from kinegraph.skeleton.graph import build_adjacency
 from kinegraph.skeleton.layouts import Layout
 from kinegraph.spec import ModelSpec
 from kinegraph.storage import write_atomically
 
 FORMAT_VERSION = 1
+MAX_CHANNELS = 10_000
 PREFIX = "model."
 NUMBER = (int, float)
 TRAINING_TYPES: dict[str, Any] = {
@@ -53,6 +54,8 @@ class Checkpoint:
     spec: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     training: dict[str, Any] | None = None
+    num_channels: int | None = None
+    """Channels that the input pipeline gives to the network; None: those of the data."""
 
     @property
     def is_foreign(self) -> bool:
@@ -86,6 +89,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, key: str = "") -> None:
             "model": options,
             "layout": checkpoint.layout.to_dict(),
             "num_classes": checkpoint.num_classes,
+            "num_channels": checkpoint.num_channels,
             "label_map": checkpoint.label_map,
             "pipeline": checkpoint.pipeline,
             "metrics": checkpoint.metrics,
@@ -127,6 +131,7 @@ def read_checkpoint(path: Path | str, key: str = "") -> Checkpoint:
             spec=own["spec"],
             versions=own["versions"],
             training=own["training"] or None,
+            num_channels=own.get("num_channels"),
         )
         _check_description(checkpoint)
     except (KeyError, TypeError, ValueError, DataError) as error:
@@ -140,6 +145,9 @@ def _check_description(checkpoint: Checkpoint) -> None:
     head, classes = checkpoint.state_dict.get("fcn.weight"), checkpoint.num_classes
     if type(classes) is not int or classes < 1:
         raise ValueError(f"num_classes is {_show(classes)}")
+    channels = checkpoint.num_channels
+    if channels is not None and (type(channels) is not int or not 1 <= channels <= MAX_CHANNELS):
+        raise ValueError(f"num_channels is {_show(channels)}")
     if head is None or head.shape[:1] != (classes,):
         found = "no tensor" if head is None else f"a tensor {tuple(head.shape)}"
         raise ValueError(f"{classes} classes and {found} fcn.weight")
@@ -178,12 +186,13 @@ def build_from_checkpoint(checkpoint: Checkpoint, where: str) -> nn.Module:
     if adjacency is None:
         adjacency = torch.from_numpy(build_adjacency(checkpoint.layout, checkpoint.options.graph_strategy))
     check_graph(adjacency, where)
+    build, channels = find_network(checkpoint.options), checkpoint.num_channels or checkpoint.options.input_channels
     with torch.device("meta"):  # shapes first: the description may ask for far more memory than the tensors hold
-        plan = STGCN(checkpoint.options, adjacency.to("meta"), checkpoint.num_classes)
+        plan = build(checkpoint.options, adjacency.to("meta"), checkpoint.num_classes, channels)
     wrong = _list_misfits(plan, checkpoint.state_dict)
     if wrong:
         raise CheckpointError(*(Problem(f"{where}: {name}", got, expected) for name, got, expected in wrong[:5]))
-    model = STGCN(checkpoint.options, adjacency, checkpoint.num_classes)
+    model = build(checkpoint.options, adjacency, checkpoint.num_classes, channels)
     model.load_state_dict(checkpoint.state_dict)
     return model.eval()
 

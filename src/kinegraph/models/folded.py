@@ -88,8 +88,8 @@ class ConcatenationLayer(Layer):
 
 @dataclass(frozen=True, eq=False)
 class FoldedNetwork:
-    """Layers in an order in which each comes after its inputs. The last one's mean over people, frames and joints goes
-    through the head: head_weight (C', classes), head_bias (classes,).
+    """Layers in an order in which each comes after its inputs. The mean of the last one over people, frames and joints
+    goes through the head: head_weight (C', classes), head_bias (classes,).
     """
 
     num_channels: int
@@ -98,6 +98,8 @@ class FoldedNetwork:
     head_weight: Array
     head_bias: Array
     padding: Padding = "symmetric"
+    only_real_frames: bool = False
+    """The mean leaves out people without a value that is not zero, and of each the frames after the last such value."""
 
     @property
     def num_classes(self) -> int:

@@ -22,6 +22,7 @@ from kinegraph.models.folded import (
     TemporalConvolutionLayer,
     TemporalMaximumLayer,
 )
+from kinegraph.models.layers import mean_over_real_frames
 
 
 class FoldedModel(nn.Module):
@@ -36,14 +37,18 @@ class FoldedModel(nn.Module):
         self.names = [layer.name for layer in network.layers]
         self.inputs = [layer.inputs for layer in network.layers]
         self.last_use = {name: i for i, names in enumerate(self.inputs) for name in names}
+        self.only_real_frames = network.only_real_frames
         self.register_buffer("head_weight", _tensor(network.head_weight))
         self.register_buffer("head_bias", _tensor(network.head_bias))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, T, V, M) -> (N, classes)."""
         clips, people = x.shape[0], x.shape[4]
-        features = self.forward_features(x.permute(0, 4, 2, 3, 1).flatten(0, 1))  # (N*M, T, V, C)
-        features = features.mean(dim=(1, 2)).unflatten(0, (clips, people)).mean(dim=1)
+        features = self.forward_features(x.permute(0, 4, 2, 3, 1).flatten(0, 1))  # (N*M, T', V, C')
+        if self.only_real_frames:
+            features = mean_over_real_frames(features.unflatten(0, (clips, people)).permute(0, 1, 4, 2, 3), x)
+        else:
+            features = features.mean(dim=(1, 2)).unflatten(0, (clips, people)).mean(dim=1)
         return torch.addmm(self.head_bias, features, self.head_weight)
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ from kinegraph.models.folded import (
     Padding,
     SumLayer,
     TemporalConvolutionLayer,
-    fold_batch_norm,
 )
+from kinegraph.models.layers import fold_norm
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,14 +47,21 @@ class STGCN(nn.Module):
 
     A: Tensor
 
-    def __init__(self, options: ModelSpec, adjacency: Tensor | NDArray[np.float32], num_classes: int) -> None:
+    def __init__(
+        self,
+        options: ModelSpec,
+        adjacency: Tensor | NDArray[np.float32],
+        num_classes: int,
+        num_channels: int | None = None,
+    ) -> None:
         super().__init__()
+        num_channels = num_channels or options.input_channels
         self.padding: Padding = options.temporal_padding
         weights = torch.as_tensor(adjacency, dtype=torch.float32).clone()
         num_subsets, num_joints, _ = weights.shape
         self.register_buffer("A", weights)
-        self.data_bn = nn.BatchNorm1d(options.input_channels * num_joints)
-        inputs = (options.input_channels, *CHANNELS)
+        self.data_bn = nn.BatchNorm1d(num_channels * num_joints)
+        inputs = (num_channels, *CHANNELS)
         self.st_gcn_networks = nn.ModuleList(
             Block(inputs[i], CHANNELS[i], num_subsets, STRIDES[i], options, is_first=i == 0)
             for i in range(len(CHANNELS))
@@ -86,7 +93,7 @@ class STGCN(nn.Module):
         """The same network for inference, as plain data."""
         num_joints = int(self.A.shape[-1])
         ones, zeros = torch.ones(1), torch.zeros(1)
-        scale, shift = _fold_norm(ones, zeros, self.data_bn)
+        scale, shift = fold_norm(ones, zeros, self.data_bn)
         layers: list[Layer] = [
             AffineLayer(
                 "data_bn",
@@ -109,15 +116,6 @@ class STGCN(nn.Module):
             self.fcn.bias.detach().numpy().copy(),
             self.padding,
         )
-
-
-def _fold_norm(weight: Tensor, bias: Tensor, norm: nn.Module) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Weight (..., C') and bias (..., C') with the batch normalisation that comes after them."""
-    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    parts = [weight, bias, norm.weight, norm.bias, norm.running_mean, norm.running_var]
-    return fold_batch_norm([part.detach().double().numpy() for part in parts], norm.eps)
 
 
 class Block(nn.Module):
@@ -188,7 +186,7 @@ def _fold_convolution(name: str, source: str, convolution: nn.Module, norm: nn.M
     assert isinstance(convolution, nn.Conv2d)
     assert convolution.bias is not None
     taps = convolution.weight.squeeze(3).permute(2, 1, 0)  # (k, C, C')
-    weight, shift = _fold_norm(taps, convolution.bias, norm)
+    weight, shift = fold_norm(taps, convolution.bias, norm)
     return TemporalConvolutionLayer(name, (source,), weight=weight, bias=shift, stride=convolution.stride[0])
 
 
@@ -226,4 +224,4 @@ class GraphConvolution(nn.Module):
         assert self.conv.bias is not None
         biases = self.conv.bias.detach().double().unflatten(0, (subsets, -1))
         bias = torch.from_numpy(adjacency).double().sum(dim=1).T @ biases  # (V, C')
-        return _fold_norm(weight, bias, norm)
+        return fold_norm(weight, bias, norm)

@@ -1,0 +1,42 @@
+"""What several networks are made of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kinegraph.models.folded import fold_batch_norm
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def mark_real_frames(x: Tensor) -> Tensor:
+    """(N, C, T, V, M) -> (N, M, T), true up to the last frame in which a person has a value that is not zero.
+
+    A person without any is absent: no frame is real. If all people of a clip are, all its frames count as real.
+    """
+    has_values = (x != 0).any(dim=3).any(dim=1).transpose(1, 2)  # (N, M, T)
+    is_real = has_values.flip(2).cummax(dim=2).values.flip(2)
+    return is_real | ~is_real.any(dim=2, keepdim=True).any(dim=1, keepdim=True)
+
+
+def mean_over_real_frames(features: Tensor, x: Tensor) -> Tensor:
+    """Features (N, M, C', T', V) of clips x (N, C, T, V, M) -> their mean over joints and real frames (N, C')."""
+    is_real = mark_real_frames(x)
+    stride = -(-is_real.shape[2] // features.shape[3])
+    weights = is_real[:, :, ::stride].to(features.dtype)  # (N, M, T')
+    weights = weights / weights.sum(dim=(1, 2), keepdim=True)
+    return torch.einsum("nmct,nmt->nc", features.mean(dim=4), weights)
+
+
+def fold_norm(weight: Tensor, bias: Tensor, norm: nn.Module) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Weight (..., C') and bias (..., C') with the batch normalisation that comes after them."""
+    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    parts = [weight, bias, norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    return fold_batch_norm([part.detach().double().numpy() for part in parts], norm.eps)

@@ -1,0 +1,290 @@
+"""Frame by frame equals offline: exactly the causal network, and the inside of the symmetric one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import nn
+
+from kinegraph import online
+from kinegraph.data.pipeline import InputPipeline
+from kinegraph.errors import DataError, UserError
+from kinegraph.models import MODELS, build_model
+from kinegraph.models.checkpoint import Checkpoint, write_checkpoint
+from kinegraph.models.folded import INPUT, ConcatenationLayer, FoldedNetwork, SumLayer, TemporalConvolutionLayer
+from kinegraph.online.numpy_steps import NumpySteps
+from kinegraph.online.schedule import make_schedule
+from kinegraph.skeleton.layouts import get_layout
+from kinegraph.spec import ModelSpec
+
+LAYOUT = get_layout("coco")
+CLASSES = 4
+CASES = list(product(MODELS, ("causal", "symmetric")))
+Array = NDArray[np.float32]
+
+
+def make_network(model_type: str, padding: str, dropout: float = 0.0) -> nn.Module:
+    """A network whose batch normalisations and weights are far from where they start."""
+    torch.manual_seed(3)
+    options = replace(ModelSpec(), model_type=model_type, temporal_padding=padding, dropout=dropout)
+    model = build_model(options, LAYOUT, CLASSES)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        model.train()
+        model(make_clip(2, 24))
+    return model.eval()
+
+
+def make_clip(clips: int, frames: int, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(clips, 3, frames, LAYOUT.num_joints, 1, generator=generator)
+
+
+def write_model(path: Path, model_type: str, padding: str) -> nn.Module:
+    model = make_network(model_type, padding)
+    options = replace(ModelSpec(), model_type=model_type, temporal_padding=padding, graph_layout="coco")
+    names = {name: i for i, name in enumerate("abcd")}
+    pipeline = InputPipeline(3, LAYOUT.num_joints).to_dict()
+    write_checkpoint(path, Checkpoint(model.state_dict(), options, LAYOUT, CLASSES, names, pipeline))
+    return model
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tuple[Path, nn.Module]]:
+    folder = tmp_path_factory.mktemp("models")
+    made = {}
+    for model_type, padding in CASES:
+        path = folder / f"{model_type}_{padding}.pth"
+        made[model_type, padding] = path, write_model(path, model_type, padding)
+    return made
+
+
+@torch.no_grad()
+def classify(model: nn.Module, clip: torch.Tensor) -> NDArray[np.float64]:
+    return torch.softmax(model(clip).double(), dim=1).numpy()
+
+
+def test_there_are_as_many_cases_as_expected() -> None:
+    assert len(CASES) == 2 * len(MODELS) >= 4
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_causal_network_equals_offline_after_every_frame(files: dict, model_type: str) -> None:
+    path, network = files[model_type, "causal"]
+    model = online.load(path, mode="step")
+    clip = make_clip(2, 21)
+    state = model.start(num_people=2)
+    assert model.delay_frames == 0
+    for frames in range(1, 22):
+        probabilities, state = model.step(clip[:, :, frames - 1, :, 0].numpy(), state)
+        np.testing.assert_allclose(probabilities, classify(network, clip[:, :, :frames]), atol=1e-5)
+
+
+@torch.no_grad()
+def compute_logits_by_position(network: nn.Module, clip: torch.Tensor) -> Array:
+    """(1, C, T, V, 1) -> logits (T', classes) of each position of the last map, from the offline network."""
+    features = network.forward_features(clip)[0, 0].mean(dim=2).T  # (T', C')
+    head = network.fcn
+    weight = head.weight.flatten(1)
+    return (features @ weight.T + head.bias).numpy()
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_symmetric_network_equals_offline_without_its_ends(files: dict, model_type: str) -> None:
+    path, network = files[model_type, "symmetric"]
+    model = online.load(path, mode="step")
+    delay, stride = model.delay_frames, model.steps.total_stride
+    assert (delay, stride) == {"ST-GCN": (76, 4), "EF-GCN": (22, 4)}[model_type]
+    frames = 2 * delay + 3 * stride + 2
+    clip = make_clip(1, frames)
+    by_position = compute_logits_by_position(network, clip)
+    state = model.start()
+    # A position sees `delay` frames on either side: the first that sees no zeros at the start is at frame `delay`
+    positions = [p for p in range(0, frames, stride) if p >= delay]
+    for frame in range(frames):
+        probabilities, state = model.step(clip[:, :, frame, :, 0].numpy(), state)
+        done = [p // stride for p in positions if p + delay <= frame]
+        if not done:
+            assert np.isnan(probabilities).all()
+            continue
+        expected = torch.softmax(torch.from_numpy(by_position[done].mean(axis=0)).double(), dim=0)
+        np.testing.assert_allclose(probabilities[0], expected, atol=1e-5)
+    assert len(done) >= 3
+
+
+def test_pooling_window_is_the_mean_of_the_last_positions(files: dict) -> None:
+    path, network = files["EF-GCN", "causal"]
+    model = online.load(path)
+    clip = make_clip(1, 30)
+    by_position = compute_logits_by_position(network, clip)
+    state = model.start(pooling_frames=10)
+    for frame in range(30):
+        probabilities, state = model.step(clip[:, :, frame, :, 0].numpy(), state)
+        last = frame // 4
+        expected = torch.softmax(torch.from_numpy(by_position[max(0, last - 2) : last + 1].mean(axis=0)).double(), 0)
+        np.testing.assert_allclose(probabilities[0], expected, atol=1e-5)
+
+
+def test_several_frames_at_once_are_the_same(files: dict) -> None:
+    model = online.load(files["EF-GCN", "causal"][0])
+    clip = make_clip(2, 11)[..., 0].numpy()
+    one_by_one = model.start(2)
+    for frame in range(11):
+        expected, one_by_one = model.step(clip[:, :, frame], one_by_one)
+    probabilities, together = model.step(clip, model.start(2))
+    assert (probabilities == expected).all()
+    assert together.phase == one_by_one.phase == 11 % 4
+
+
+def test_step_leaves_the_old_state_as_it_was(files: dict) -> None:
+    model = online.load(files["ST-GCN", "causal"][0])
+    clip = make_clip(1, 3)[..., 0].numpy()
+    _, state = model.step(clip, model.start())
+    before = {key: array.copy() for key, array in state.arrays.items()}
+    first, _ = model.step(clip, state)
+    again, _ = model.step(clip, state)
+    assert (first == again).all()
+    assert all((state.arrays[key] == array).all() for key, array in before.items())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("pqrst"), st.sampled_from("pqrst"), st.booleans()), min_size=1, max_size=12),
+    st.sampled_from([None, 6]),
+)
+def test_people_in_a_pool_do_not_touch_each_other(events: list[tuple[str, str, bool]], pooling: int | None) -> None:
+    """Whoever comes, waits or leaves: each person's answer is that of a state of their own."""
+    model = _shared_model()
+    pool = online.TrackPool(model, pooling)
+    alone: dict[str, online.State] = {}
+    rng = np.random.default_rng(0)
+    for first, second, leaves in events:
+        frames = {person: rng.normal(size=(3, LAYOUT.num_joints)).astype(np.float32) for person in (first, second)}
+        answers = pool.update(frames)
+        assert answers.keys() == frames.keys()
+        for person, frame in frames.items():
+            expected, alone[person] = model.step(frame[None], alone.get(person) or model.start(1, pooling))
+            np.testing.assert_allclose(answers[person], expected[0], atol=1e-5)
+        if leaves:
+            pool.forget(first)
+            del alone[first]
+        assert len(pool) == len(alone)
+
+
+_MODELS: dict[str, online.OnlineModel] = {}
+
+
+def _shared_model() -> online.OnlineModel:
+    if not _MODELS:
+        steps = NumpySteps(make_network("EF-GCN", "causal").fold())
+        description = online.model.ModelDescription(CLASSES, pipeline=InputPipeline(3, LAYOUT.num_joints))
+        _MODELS["one"] = online.OnlineModel("memory", steps, description)
+    return _MODELS["one"]
+
+
+def test_pool_refuses_a_bad_frame_and_steps_nobody(files: dict) -> None:
+    pool = online.TrackPool(online.load(files["EF-GCN", "causal"][0]))
+    good = np.zeros((3, LAYOUT.num_joints), np.float32)
+    pool.update({"a": good})
+    for bad in (good[:2], np.full_like(good, np.nan)):
+        with pytest.raises(DataError, match="b: got shape"):
+            pool.update({"a": good, "b": bad})
+    assert len(pool) == 1
+    assert {state.phase for _, state in pool.groups.values()} == {1}
+
+
+def test_state_survives_as_bytes(files: dict) -> None:
+    model = online.load(files["EF-GCN", "symmetric"][0])
+    clip = make_clip(2, 7)[..., 0].numpy()
+    _, state = model.step(clip, model.start(2))
+    back = online.state_from_bytes(state.to_bytes(), like=model.start())
+    assert back.phase == state.phase
+    assert all((back.arrays[key] == array).all() for key, array in state.arrays.items())
+    chosen = back.select([1])
+    assert chosen.num_people == 1
+    joined = online.join_states([chosen, state])
+    assert (joined.arrays["memory.block_0.temporal"][1:] == state.arrays["memory.block_0.temporal"]).all()
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "phase", "text"])
+def test_foreign_state_is_refused(files: dict, damage: str) -> None:
+    model = online.load(files["EF-GCN", "causal"][0])
+    other = online.load(files["ST-GCN", "causal"][0])
+    content = {
+        "cut": model.start().to_bytes()[:-200],
+        "other": other.start().to_bytes(),
+        "phase": replace(model.start(), phase=-1).to_bytes(),
+        "text": b"no archive",
+    }[damage]
+    with pytest.raises(DataError, match="online state"):
+        online.state_from_bytes(content, like=model.start())
+
+
+def test_states_of_other_phases_are_not_joined(files: dict) -> None:
+    model = online.load(files["EF-GCN", "causal"][0])
+    _, later = model.step(np.zeros((1, 3, LAYOUT.num_joints)), model.start())
+    with pytest.raises(DataError, match="phases 0 and 1"):
+        online.join_states([model.start(), later])
+
+
+def test_window_mode_classifies_the_last_frames(files: dict) -> None:
+    path, network = files["ST-GCN", "symmetric"]
+    model = online.load(path, mode="window", window_frames=8, window_stride=3)
+    clip = make_clip(1, 20)
+    state = model.start()
+    for frame in range(20):
+        probabilities, state = model.step(clip[:, :, frame, :, 0].numpy(), state)
+        last = frame // 3 * 3 + 1
+        np.testing.assert_allclose(probabilities, classify(network, clip[:, :, max(0, last - 8) : last]), atol=1e-5)
+
+
+def test_wrong_frames_and_modes_are_explained(files: dict) -> None:
+    model = online.load(files["EF-GCN", "causal"][0])
+    with pytest.raises(DataError, match=r"frames: got shape \(1, 3, 5\), expected finite numbers \(1, 3, 17\)"):
+        model.step(np.zeros((1, 3, 5)), model.start())
+    with pytest.raises(DataError, match="NaN or infinity"):
+        model.step(np.full((1, 3, 17), np.inf), model.start())
+    with pytest.raises(UserError, match="at least 1"):
+        model.start(0)
+    with pytest.raises(UserError, match="auto, step or window"):
+        online.load(files["EF-GCN", "causal"][0], mode="exact")  # type: ignore[arg-type]
+
+
+def test_branches_that_cannot_meet_are_refused() -> None:
+    weight = np.ones((3, 2, 2), np.float32)
+    bias = np.zeros(2, np.float32)
+    layers = (
+        TemporalConvolutionLayer("down", (INPUT,), weight=weight[:1], bias=bias, stride=2),
+        TemporalConvolutionLayer("seen", (INPUT,), weight=weight, bias=bias, stride=2),
+        SumLayer("sum", ("down", "seen")),
+    )
+    with pytest.raises(UserError, match="layer sum"):
+        make_schedule(FoldedNetwork(2, 1, layers, weight[0], bias))
+    causal = make_schedule(FoldedNetwork(2, 1, layers, weight[0], bias, padding="causal"))
+    assert causal.lags == {("sum", 0): 0, ("sum", 1): 0}
+
+
+def test_concatenation_waits_for_its_slowest_branch() -> None:
+    rng = np.random.default_rng(5)
+    weight, bias = rng.normal(size=(3, 1, 1)).astype(np.float32), np.zeros(1, np.float32)
+    layers = (
+        TemporalConvolutionLayer("slow", (INPUT,), weight=weight, bias=bias, dilation=2),
+        ConcatenationLayer("both", (INPUT, "slow")),
+    )
+    steps = NumpySteps(FoldedNetwork(1, 1, layers, np.eye(2, dtype=np.float32), np.zeros(2, np.float32)))
+    signal = rng.normal(size=12).astype(np.float32)
+    memory = steps.start(1)
+    for frame in range(12):
+        logits, memory = steps.step(signal[frame].reshape(1, 1, 1), 0, memory)
+        if frame >= 4:
+            middle = signal[frame - 4 : frame + 1 : 2] @ weight[:, 0, 0]
+            np.testing.assert_allclose(logits[0], [signal[frame - 2], middle], rtol=1e-5)
