@@ -29,7 +29,7 @@ from kinegraph.models.folded import (
     SumLayer,
     TemporalConvolutionLayer,
 )
-from kinegraph.models.layers import fold_norm, mean_over_real_frames
+from kinegraph.models.layers import fold_norm, mean_over_real_frames, mix_joints
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -127,7 +127,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, T, V) -> (N, C', T', V)."""
-        mixed = (self.topology.T @ x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        mixed = mix_joints(self.topology.T, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         y = functional.relu(self.spatial_bn(self.own(x) + self.neighbours(mixed)), inplace=True)
         if self.missing_zeros:
             y = functional.pad(y, (0, 0, self.missing_zeros, 0))

@@ -22,7 +22,7 @@ from kinegraph.models.folded import (
     TemporalConvolutionLayer,
     TemporalMaximumLayer,
 )
-from kinegraph.models.layers import mean_over_real_frames
+from kinegraph.models.layers import mean_over_real_frames, mix_joints
 
 
 class FoldedModel(nn.Module):
@@ -129,11 +129,11 @@ class _GraphConvolution(nn.Module):
         """(N, T, V, C) -> (N, T, V, C')."""
         clips, frames, joints, _ = x.shape
         if self.joints_first:
-            mixed = self.mixing @ x  # (N, T, w * k, C)
+            mixed = mix_joints(self.mixing, x)  # (N, T, w * k, C)
             y = mixed.reshape(clips, frames, joints, self.weight.shape[0]) @ self.weight
         else:
             mapped = (x @ self.weight).reshape(clips, frames, -1, self.bias.shape[1])  # (N, T, v * k, C')
-            y = self.mixing @ mapped
+            y = mix_joints(self.mixing, mapped)
         return _activate(y + self.bias, self.relu)
 
 

@@ -33,6 +33,16 @@ def mean_over_real_frames(features: Tensor, x: Tensor) -> Tensor:
     return torch.einsum("nmct,nmt->nc", features.mean(dim=4), weights)
 
 
+def mix_joints(mixing: Tensor, x: Tensor) -> Tensor:
+    """mixing (W, V), x (N, T, V, C) -> (N, T, W, C).
+
+    As a batch of small products: torch.matmul would transpose x in memory, and back, to make one large product of it.
+    """
+    clips, frames, joints, channels = x.shape
+    batch = mixing.expand(clips * frames, -1, -1)
+    return torch.bmm(batch, x.reshape(clips * frames, joints, channels)).unflatten(0, (clips, frames))
+
+
 def fold_norm(weight: Tensor, bias: Tensor, norm: nn.Module) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Weight (..., C') and bias (..., C') with the batch normalisation that comes after them."""
     assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
