@@ -18,8 +18,11 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+KERNELS := setup.py $(wildcard src/kinegraph/native/source/*)
+
+# The native kernels need a C compiler and Python's headers; without them Kinegraph installs all the same, and is slower.
 # torch first and alone, held by the constraints file: any other choice pulls gigabytes of CUDA packages.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from kinegraph.data import arrays
+from kinegraph.data import arrays, order
 from kinegraph.data.arrays import NonFiniteCount, iterate_blocks
 from kinegraph.data.dataset import (
     Batch,
@@ -436,3 +437,89 @@ def test_evaluation_counts_every_clip_once(num_samples: int, batch_size: int, wo
     if world_size == 1:
         assert shards[0].valid_counts == sizes[0]
     assert len(shards[0]) == len(sizes[0])
+
+
+@given(
+    num_samples=st.integers(1, 5000),
+    seed=st.integers(0, 10**6),
+    batch_size=st.integers(1, 300),
+    world_size=st.integers(1, 3),
+    data=st.data(),
+)
+@settings(max_examples=60, deadline=None)
+def test_shuffled_blocks_hold_every_clip_once(
+    num_samples: int, seed: int, batch_size: int, world_size: int, data: st.DataObject
+) -> None:
+    def list_batches(rank: int = 0, **options: int) -> list[list[int]]:
+        sampler = EpochBatchSampler(
+            *(num_samples, batch_size),
+            **{"seed": seed, "epoch": 3, "drop_last": False, "how": "blocks", **options},
+            rank=rank,
+            world_size=world_size,
+        )
+        return list(sampler)
+
+    with mock.patch.multiple(order, BLOCK_CLIPS=16, WINDOW_BLOCKS=4):
+        ranks = [list_batches(rank) for rank in range(world_size)]
+        start = data.draw(st.integers(0, len(ranks[0])))
+        assert list_batches(start_batch=start) == ranks[0][start:]
+        assert list_batches() == ranks[0]
+        if num_samples > 200:
+            assert list_batches(epoch=4) != ranks[0]
+    together = [clip for parts in zip(*ranks, strict=True) for part in parts for clip in part]
+    assert sorted(set(together)) == list(range(num_samples)) and len(together) - num_samples < world_size
+    # Wherever one reads, the clips are of few blocks
+    window = 16 * 4
+    for first in range(0, num_samples - window, window):
+        blocks = {clip // 16 for clip in together[first : first + window]}
+        assert len(blocks) <= 2 * 4 + 1
+
+
+def test_shuffled_blocks_are_mixed_well() -> None:
+    taken = order.BlockOrder(100_000, seed=1, epoch=0).take(0, 100_000)
+    neighbours = (np.diff(taken) == 1).mean()
+    assert neighbours < 0.002
+    # A batch of 64 clips comes from about as many blocks as 64 draws from a window of 64 blocks would
+    batches = taken[: 64 * 1000].reshape(-1, 64) // order.BLOCK_CLIPS
+    distinct = np.mean([len(set(batch)) for batch in batches])
+    assert distinct == pytest.approx(64 * (1 - (1 - 1 / 64) ** 64), rel=0.05)
+
+
+def test_runs_of_neighbours_are_read_at_once_and_copied(tmp_path: Path) -> None:
+    array = make_array()
+    dataset = ClipDataset(save(tmp_path / "a.npy", array))
+    batch = dataset.__getitems__([3, 4, 5])
+    assert np.array_equal(batch.data.numpy(), array[3:6])
+    batch.data[:] = 0
+    assert np.array_equal(dataset.__getitems__([3]).data.numpy(), array[3:4])
+
+
+def test_pages_are_released_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kinegraph.data.dataset.RELEASED_BYTES", SHAPE[1] * SHAPE[2] * SHAPE[3] * 4 * 2)
+    array = make_array()
+    dataset = ClipDataset(save(tmp_path / "a.npy", array))
+    for _ in range(3):
+        for batch in EpochBatchSampler(11, 3, seed=0, drop_last=False):
+            assert np.array_equal(dataset.__getitems__(batch).data.numpy(), array[batch])
+
+
+def test_of_a_large_array_some_clips_are_checked_and_each_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = make_array((40, 3, 2, 17, 1))
+    array[0] = 0
+    array[12, 1, 1, 3, 0] = np.nan
+    array[13, 1, 1, 3, 0] = np.nan
+    path = save(tmp_path / "a.npy", array)
+    assert "in 2 clips, the first at clip 12" in catch(lambda: check_dataset(path, None))[0].got
+    values = array[0].size
+    monkeypatch.setattr("kinegraph.data.checks.MAX_SCANNED_VALUES", 39 * values)
+    monkeypatch.setattr("kinegraph.data.checks.SAMPLED_VALUES", 10 * values)
+    (problem,) = catch(lambda: check_dataset(path, None))
+    assert "1 NaN and 0 infinite values in 1 clips, the first at clip 12, channel 1, frame 1, joint 3" in problem.got
+    assert "(of the 10 clips looked at, one in 4)" in problem.got
+    array[12] = 1
+    info = check_dataset(save(path, array), None)
+    assert info.warnings == [f"{path}: 1 clip is empty (all zeros): 0 of the 10 looked at"]
+    dataset = ClipDataset(path, pipeline=InputPipeline(3, 17))
+    assert "1 NaN" in catch(lambda: dataset.__getitems__([14, 13]))[0].got

@@ -18,7 +18,8 @@ import kinegraph.export
 from golden_weights import golden_input, golden_state_dict
 from kinegraph.actions import export, inference
 from kinegraph.errors import CheckpointError, ParityError, SpecError, StorageError, UserError
-from kinegraph.export import PARITY_SHAPES, check_parity, find_target
+from kinegraph.export import find_target
+from kinegraph.export_parity import PARITY_SHAPES, check_parity
 from kinegraph.models import build_model
 from kinegraph.models.checkpoint import build_from_checkpoint, write_checkpoint
 from kinegraph.runtime import describe_checkpoint, load
@@ -44,7 +45,7 @@ def make_spec(folder: Path, checkpoint: Path, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def no_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The slow step answers with the file that was exported once, from the same weights."""
+    """Conversion answers with the file that was exported once, from the same weights."""
     content = find_exported().read_bytes()
 
     def convert(model: Any, description: Any, opset_version: int) -> bytes:
@@ -53,6 +54,7 @@ def no_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
         return proto.SerializeToString()
 
     monkeypatch.setattr(kinegraph.export, "convert", convert)
+    monkeypatch.setattr("kinegraph.export_parity.PARITY_SHAPES", PARITY_SHAPES[:2])
 
 
 def list_files(folder: Path) -> set[str]:
@@ -87,7 +89,7 @@ def test_files_of_an_export() -> None:
 def test_graph_has_the_names_and_axes_that_were_promised() -> None:
     model = onnx.load(find_exported())
     onnx.checker.check_model(model, full_check=True)
-    assert {entry.domain: entry.version for entry in model.opset_import} == {"": 18}
+    assert {entry.domain: entry.version for entry in model.opset_import} == {"": 17}
     session = onnxruntime.InferenceSession(find_exported(), providers=["CPUExecutionProvider"])
     (given,), (answer,) = session.get_inputs(), session.get_outputs()
     assert (given.name, given.shape, given.type) == ("input", ["batch", 3, "frames", 17, "people"], "tensor(float)")
@@ -204,8 +206,8 @@ def test_default_name_is_that_of_the_pointer(tmp_path: Path) -> None:
     ("override", "words"),
     [
         ("export.onnx_file=model.bin", r"export\.onnx_file: .*ends with \.onnx"),
-        ("export.opset_version=17", r"export\.opset_version: got 17, expected at least 18"),
-        ("export.opset_version=9999", r"export\.opset_version: got 9999, expected 18 to"),
+        ("export.opset_version=16", r"export\.opset_version: got 16, expected at least 17"),
+        ("export.opset_version=9999", r"export\.opset_version: got 9999, expected 17 to"),
         ("model.graph_layout=nvidia", r"model\.graph_layout \(override\): got nvidia"),
         ("dataset.num_classes=6", r"dataset\.num_classes \(override\): got 6, expected 4"),
     ],
@@ -287,3 +289,35 @@ def test_exported_model_serves_the_inference_action(tmp_path: Path) -> None:
     result = inference({"results_dir": str(tmp_path), "inference": own})
     expected = load(find_model()).predict(make_clips(5)).class_names
     assert Path(result.files["results"]).read_text().splitlines() == expected
+
+
+class Unfoldable(torch.nn.Module):
+    """A network that only PyTorch's exporter can write."""
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+        self.fcn = torch.nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fcn(x.mean(dim=(2, 3, 4))[:, :, None, None]).flatten(1)
+
+
+def test_a_network_that_cannot_be_folded_is_exported_by_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kinegraph.models.checkpoint.find_network", lambda _: Unfoldable)
+    torch.manual_seed(0)
+    weights = Unfoldable().state_dict()
+    write_checkpoint(tmp_path / "model.pth", replace(make_checkpoint(), state_dict=weights))
+    spec = make_spec(tmp_path, tmp_path / "model.pth")
+    for override, words in (
+        ("export.form=step", r"export\.form: got step for a network that cannot be folded"),
+        ("export.opset_version=17", r"export\.opset_version: got 17, expected at least 18"),
+    ):
+        with pytest.raises(SpecError, match=words):
+            export(spec, override)
+    result = export(spec)
+    assert result.metrics["opset_version"] == 18
+    content = onnx.load(result.files["onnx"])
+    assert str(Path(torch.__file__).parent).encode() not in content.SerializeToString()
+    clips = make_clips(3)
+    expected = clips.mean((2, 3, 4)) @ weights["fcn.weight"][:, :, 0, 0].numpy().T + weights["fcn.bias"].numpy()
+    np.testing.assert_allclose(load(result.files["onnx"]).logits(clips), expected, atol=1e-5)

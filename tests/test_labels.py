@@ -77,8 +77,23 @@ def test_every_format_gives_names_and_numbers(tmp_path: Path, name: str) -> None
     assert labels.class_names is None
 
 
+def test_an_array_holds_labels_without_names(tmp_path: Path) -> None:
+    for array, names in (
+        (np.array(NUMBERS), None),
+        (np.array(["sit", "jump", "sit", "walk"]), ["jump", "sit", "walk"]),
+    ):
+        np.save(tmp_path / "a.npy", array)
+        labels = read_labels(tmp_path / "a.npy")
+        assert labels.labels.tolist() == (NUMBERS if names is None else [1, 0, 1, 2])
+        assert labels.class_names == names and labels.names == ["clip_0", "clip_1", "clip_2", "clip_3"]
+    for wrong in (np.zeros((2, 2), int), np.array([None, 1]), np.zeros(0, int)):
+        np.save(tmp_path / "a.npy", wrong)
+        with pytest.raises(DataError):
+            read_labels(tmp_path / "a.npy")
+
+
 def test_every_suffix_is_tested() -> None:
-    assert {Path(name).suffix for name in NUMBERED_FILES} == set(labels_module.READERS)
+    assert {Path(name).suffix for name in NUMBERED_FILES} | {".npy"} == set(labels_module.READERS)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

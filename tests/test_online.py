@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from kinegraph import online
-from kinegraph.data.pipeline import InputPipeline
+from kinegraph.data.pipeline import InputPipeline, build_pipeline
 from kinegraph.errors import DataError, UserError
 from kinegraph.models import MODELS, build_model
 from kinegraph.models.checkpoint import Checkpoint, write_checkpoint
@@ -24,6 +24,7 @@ from kinegraph.online.numpy_steps import NumpySteps
 from kinegraph.online.schedule import make_schedule
 from kinegraph.skeleton.layouts import get_layout
 from kinegraph.spec import ModelSpec
+from kinegraph.spec_input import InputSpec
 
 LAYOUT = get_layout("coco")
 CLASSES = 4
@@ -156,6 +157,54 @@ def test_step_leaves_the_old_state_as_it_was(files: dict) -> None:
     assert all((state.arrays[key] == array).all() for key, array in before.items())
 
 
+def write_online_model(path: Path, **options: object) -> tuple[nn.Module, InputPipeline]:
+    """EF-GCN with causal padding behind a pipeline with these options."""
+    torch.manual_seed(4)
+    pipeline = build_pipeline(replace(InputSpec(), **options), 3, LAYOUT)
+    model_options = replace(ModelSpec(), model_type="EF-GCN", temporal_padding="causal", graph_layout="coco")
+    model = build_model(model_options, LAYOUT, CLASSES, pipeline.output_channels)
+    model.train()
+    model(torch.from_numpy(pipeline(make_clip(8, 30).numpy())))
+    names = {name: i for i, name in enumerate("abcd")}
+    checkpoint = Checkpoint(model.state_dict(), model_options, LAYOUT, CLASSES, names, pipeline.to_dict())
+    write_checkpoint(path, replace(checkpoint, num_channels=pipeline.output_channels))
+    return model.eval(), pipeline
+
+
+STREAMS = ["joint", "bone", "joint_motion", "bone_motion"]
+PIPELINES = [
+    {"streams": STREAMS, "centre": "frame", "missing": "hold", "sampling": "contiguous", "num_frames": 12},
+    {"streams": ["joint_motion", "joint"], "centre": "first", "scale": "first", "align": "first"},
+    {"streams": ["bone"], "scale": "frame", "frames_per_second": 15.0},
+]
+
+
+@pytest.mark.parametrize("options", PIPELINES, ids=["hold", "first", "frame"])
+def test_pipeline_and_network_together_equal_offline(tmp_path: Path, options: dict) -> None:
+    network, pipeline = write_online_model(tmp_path / "model.pth", **options)
+    model = online.load(tmp_path / "model.pth", mode="step")
+    assert model.frames_per_second == options.get("frames_per_second", 0.0)
+    clip = make_clip(1, 25).numpy()
+    clip[0, :, 5:9, 3] = 0  # a joint that is missing for a while
+    clip[0, :, 0, 11] = 0  # and one from the start
+    state = model.start()
+    for frames in range(1, 26):
+        probabilities, state = model.step(clip[:, :, frames - 1, :, 0], state)
+        offline = torch.from_numpy(pipeline(clip[:, :, :frames]))
+        np.testing.assert_allclose(probabilities, classify(network, offline), atol=1e-5)
+
+
+def test_pipeline_that_looks_ahead_takes_a_window(tmp_path: Path) -> None:
+    network, pipeline = write_online_model(tmp_path / "model.pth", sampling="uniform", num_frames=8)
+    with pytest.raises(UserError, match="looks at whole clips"):
+        online.load(tmp_path / "model.pth", mode="step")
+    model = online.load(tmp_path / "model.pth", window_frames=20, window_stride=1)
+    clip = make_clip(1, 25)
+    probabilities, _ = model.step(clip[..., 0].numpy(), model.start())
+    offline = torch.from_numpy(pipeline(clip[:, :, 5:].numpy()))
+    np.testing.assert_allclose(probabilities, classify(network, offline), atol=1e-5)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from("pqrst"), st.sampled_from("pqrst"), st.booleans()), min_size=1, max_size=12),
@@ -255,7 +304,7 @@ def test_wrong_frames_and_modes_are_explained(files: dict) -> None:
         model.step(np.full((1, 3, 17), np.inf), model.start())
     with pytest.raises(UserError, match="at least 1"):
         model.start(0)
-    with pytest.raises(UserError, match="auto, step or window"):
+    with pytest.raises(UserError, match="one of auto, step, window"):
         online.load(files["EF-GCN", "causal"][0], mode="exact")  # type: ignore[arg-type]
 
 

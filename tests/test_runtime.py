@@ -242,8 +242,8 @@ def test_truncated_onnx_is_refused(tmp_path: Path) -> None:
 def test_unknown_ending_and_backend_name_the_choices(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"got '\.h5', expected one of .*\.pth.*\.onnx"):
         load(tmp_path / "model.h5")
-    with pytest.raises(UserError, match="Did you mean 'onnx'"):
-        load(find_model(), backend="onxx")
+    with pytest.raises(UserError, match="Did you mean 'onnxruntime'"):
+        load(find_model(), backend="onnxruntim")
 
 
 def test_backend_can_be_named_where_the_ending_says_nothing(tmp_path: Path) -> None:

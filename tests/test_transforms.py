@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,8 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinegraph.data import pipeline as pipeline_module
-from kinegraph.data.pipeline import InputPipeline
 from kinegraph.data.transforms import (
     MOVE_DRAWS,
     TrainingAugmentation,
@@ -22,16 +17,7 @@ from kinegraph.data.transforms import (
     random_move,
     uniform_from_counters,
 )
-from kinegraph.errors import DataError
-
-
-def load_reference(name: str) -> ModuleType:
-    path = Path(__file__).parent / "reference" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from reference_files import load_reference
 
 
 def make_clips(num_clips: int = 5, num_frames: int = 7, num_channels: int = 3) -> torch.Tensor:
@@ -43,7 +29,7 @@ def make_clips(num_clips: int = 5, num_frames: int = 7, num_channels: int = 3) -
 # A SplitMix64 generator seeded with 0 and with 1234567 starts with these values (published test vectors).
 @pytest.mark.parametrize(("seed", "expected"), [(0, 0xE220A8397B1DCDAF), (1234567, 6457827717110365317)])
 def test_mixing_function_gives_the_published_values(seed: int, expected: int) -> None:
-    from kinegraph.data.transforms import _mix
+    from kinegraph.data.counters import _mix
 
     assert int(_mix(np.array([seed], np.uint64))[0]) == expected
 
@@ -218,80 +204,6 @@ def test_augmentation_pads_first_and_moves_then() -> None:
     assert moved[:, :2, 7:].any(), "padded frames are shifted as well"
     assert torch.equal(TrainingAugmentation(9)(x, index, 0), pad_window(x, 9))
     assert torch.equal(TrainingAugmentation()(x, index, 0), x)
-
-
-def test_pipeline_casts_and_keeps_the_values() -> None:
-    x = make_clips().numpy()
-    pipeline = InputPipeline(num_channels=3, num_joints=4)
-    for given_array in (x, x.astype(np.float64), np.asfortranarray(x), x[:, :, ::-1]):
-        y = pipeline(given_array)
-        assert y.dtype == np.float32 and y.flags.c_contiguous
-        assert np.array_equal(y, given_array.astype(np.float32))
-    assert pipeline(np.zeros((0, 3, 5, 4, 1))).shape == (0, 3, 5, 4, 1)
-
-
-def test_pipeline_names_every_problem_of_the_shape() -> None:
-    pipeline = InputPipeline(num_channels=3, num_joints=34)
-    with pytest.raises(DataError) as caught:
-        pipeline(np.zeros((1, 2, 0, 17, 1)))
-    assert [problem.got.split(" in ")[0] for problem in caught.value.problems] == [
-        "2 channels",
-        "17 joints",
-        "shape (1, 2, 0, 17, 1)",
-    ]
-    with pytest.raises(DataError, match="4 axes") as caught:
-        pipeline(np.zeros((1, 3, 5, 34)))
-    assert "numpy.newaxis" in caught.value.problems[0].hint
-    with pytest.raises(DataError, match="dtype"):
-        pipeline(np.full((1, 3, 5, 34, 1), "a"))
-
-
-def test_pipeline_locates_nan_and_infinity() -> None:
-    x = np.ones((4, 3, 5, 4, 2), np.float64)
-    x[2, 1, 3, 0, 1] = np.nan
-    x[3, 0, 0, 0, 0] = 1e300  # finite here, infinite as float32
-    with pytest.raises(DataError) as caught:
-        InputPipeline(3, 4)(x)
-    assert caught.value.problems[0].got == (
-        "1 NaN and 1 infinite values in 2 clips, the first at clip 2, channel 1, frame 3, joint 0, person 1"
-    )
-
-
-def test_pipeline_survives_plain_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = InputPipeline(3, 34)
-    assert InputPipeline.from_dict(pipeline.to_dict()) == pipeline
-    assert pipeline.to_dict() == {"version": 1, "num_channels": 3, "num_joints": 34, "steps": []}
-    monkeypatch.setitem(pipeline_module.STEPS, "halve", lambda x: x / 2)
-    with_step = InputPipeline(3, 4, ("halve",))
-    assert InputPipeline.from_dict(with_step.to_dict()) == with_step
-    x = make_clips().numpy()
-    assert np.array_equal(with_step(x), x / 2)
-
-
-GOOD = {"version": 1, "num_channels": 3, "num_joints": 34, "steps": []}
-
-
-@pytest.mark.parametrize(
-    ("data", "places"),
-    [
-        ([], ["model.pth"]),
-        ({}, ["model.pth.version"]),
-        ({**GOOD, "version": 2}, ["model.pth.version"]),
-        ({**GOOD, "version": True}, ["model.pth.version"]),
-        ({**GOOD, "steps": ["center"]}, ["model.pth.steps[0]"]),
-        ({**GOOD, "steps": "abc"}, ["model.pth.steps"]),
-        ({**GOOD, "steps": [3]}, ["model.pth.steps"]),
-        ({**GOOD, "more": 1}, ["model.pth.more"]),
-        (
-            {"version": 1, "num_channels": 0, "num_joints": "34", "steps": []},
-            ["model.pth.num_channels", "model.pth.num_joints"],
-        ),
-    ],
-)
-def test_pipeline_refuses_foreign_data(data: object, places: list[str]) -> None:
-    with pytest.raises(DataError) as caught:
-        InputPipeline.from_dict(data, "model.pth")
-    assert [problem.where for problem in caught.value.problems] == places
 
 
 def test_data_modules_work_without_torch() -> None:

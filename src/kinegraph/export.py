@@ -1,64 +1,61 @@
 """The export action: a checkpoint becomes one ONNX file that says all that inference needs, checked against PyTorch.
 
 Input `input` (batch, C, frames, V, people), output `fc_pred` (batch, classes), logits; batch, frames and people are
-dynamic. The weights are inside the file (protobuf allows 2 GB; ST-GCN has 12 MB).
+dynamic. The weights are inside the file (protobuf allows 2 GB; ST-GCN has 12 MB). With export.form=step the file takes
+one frame at a time (onnx_step.py), with export.quantize=int8 its convolutions run in 8 bits (onnx_quantized.py).
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import onnxruntime
-import torch
 from torch import nn
 
-from kinegraph.errors import KinegraphError, ParityError, Problem, SpecError, UserError
+from kinegraph.errors import Problem, SpecError, UserError
+from kinegraph.export_int8 import Loss, convert_to_int8
+from kinegraph.export_parity import TOLERANCE, Parity, check_parity, check_step_parity
+from kinegraph.model_description import ModelDescription, describe_checkpoint
+from kinegraph.models import Foldable
 from kinegraph.models.checkpoint import build_from_checkpoint, read_checkpoint
 from kinegraph.models.encryption import is_encrypted
+from kinegraph.onnx_graph import MIN_OPSET, write_clip_form
+from kinegraph.onnx_step import write_step_form
+from kinegraph.onnx_torch import MIN_OPSET as MIN_TORCH_OPSET
+from kinegraph.onnx_torch import export_by_torch
 from kinegraph.predict import check_agreement, join_lines
 from kinegraph.run import Result, Run, find_encryption_key
-from kinegraph.runtime import ModelDescription, describe_checkpoint
 from kinegraph.spec import Spec
 from kinegraph.storage import make_folder, write_atomically, write_json
 
-INPUT_NAME = "input"
-OUTPUT_NAME = "fc_pred"
 LABELS_NAME = "labels.txt"
-MIN_OPSET = 18
-TOLERANCE = 1e-4
-SAMPLE_SHAPE = (2, 30, 2)
-PARITY_SHAPES = ((1, 1, 1), (3, 7, 1), (2, 30, 2), (1, 64, 2), (1, 300, 1))
-"""(clips, frames, people). Odd and even lengths, shorter than the kernel and the length of TAO's clips."""
+LOSS_SUFFIX = ".quantization.json"
 
 
 @dataclass(frozen=True)
-class Parity:
-    """The largest differences between onnxruntime and PyTorch; relative to the largest logit of the same shape."""
+class Exported:
+    """The content of a file and what was found out about it."""
 
-    max_abs_error: float
-    max_relative_error: float
-    shapes: list[dict[str, Any]]
+    content: bytes
+    parity: Parity
+    loss: Loss | None = None
 
 
 def export(spec: Spec, run: Run) -> Result:
     """Write export.checkpoint as ONNX, with labels.txt beside it and export.json in the results folder.
 
+    In 8 bits, what they cost in accuracy stands in a file beside it, model.quantization.json, and in export.json.
+
     Raises UserError if a file is in the way and export.overwrite is false, ParityError if onnxruntime answers otherwise
-    than PyTorch: then no file is written.
+    than PyTorch, or in 8 bits too much worse: then no file is written.
     """
     source = Path(spec.export.checkpoint)
     target = find_target(spec)
     if source.suffix.lower() == ".onnx":
         raise SpecError(Problem("export.checkpoint", repr(str(source)), "a .pth file", "It is ONNX already."))
-    _check_opset(spec.export.opset_version)
+    _check_options(spec)
     checkpoint = read_checkpoint(source, find_encryption_key(spec))
     description = describe_checkpoint(checkpoint, str(source))
     label_map = check_agreement(spec, run, description, str(source))
@@ -66,49 +63,114 @@ def export(spec: Spec, run: Run) -> Result:
     labels = "".join(join_lines(description.class_names))
     _refuse_overwrite(target, labels, spec.export.overwrite)
     model = build_from_checkpoint(checkpoint, str(source))
+    opset_version = _choose_opset(spec, run, model)
     make_folder(target.parent)
     run.write_experiment()
     _notify(spec, run, source)
-    run.info(f"Exporting {source} with operator set {spec.export.opset_version}.")
-    content = convert(model, description, spec.export.opset_version)
-    run.info(f"Comparing with PyTorch on {len(PARITY_SHAPES)} shapes.")
+    run.info(f"Exporting {source} with operator set {opset_version}.")
+    exported = _make_content(spec, run, model, description, opset_version)
+    return _write(run, target, labels, exported, opset_version)
+
+
+def _make_content(
+    spec: Spec, run: Run, model: nn.Module, description: ModelDescription, opset_version: int
+) -> Exported:
+    """The file in the form that is asked for, checked."""
+    options = spec.export
+    if options.form == "step":
+        assert isinstance(model, Foldable)
+        network = model.fold()
+        content = write_step_form(network, opset_version, description.to_metadata())
+        run.info("Comparing frame by frame with PyTorch.")
+        return Exported(content, check_step_parity(network, content))
+    content = convert(model, description, opset_version)
+    run.info("Comparing with PyTorch.")
     parity = check_parity(model, content, description)
+    if options.quantize == "none":
+        return Exported(content, parity)
+    assert isinstance(model, Foldable)
+    quantized, loss = convert_to_int8(model.fold(), content, description, options, opset_version, run)
+    return Exported(quantized, parity, loss)
+
+
+def _write(run: Run, target: Path, labels: str, exported: Exported, opset_version: int) -> Result:
     files = {
         "onnx": str(target),
         "labels": str(target.with_name(LABELS_NAME)),
         "export": str(run.folder / "export.json"),
     }
+    parity, loss = exported.parity, exported.loss
+    metrics: dict[str, Any] = {
+        "max_abs_error": parity.max_abs_error,
+        "max_relative_error": parity.max_relative_error,
+        "opset_version": opset_version,
+        "size_bytes": len(exported.content),
+    }
+    written = {**metrics, "tolerance": TOLERANCE, "shapes": parity.shapes}
+    if loss is not None:
+        files["quantization"] = str(target.with_suffix(LOSS_SUFFIX))
+        metrics |= {"accuracy_loss": loss.percent, "changed": loss.changed}
+        written |= {"quantization": run.show(loss.as_data())}
     with write_atomically(files["labels"], "w") as file:
         file.write(labels)
     with write_atomically(target) as file:
-        file.write(content)
-    metrics = {
-        "max_abs_error": parity.max_abs_error,
-        "max_relative_error": parity.max_relative_error,
-        "opset_version": spec.export.opset_version,
-        "size_bytes": len(content),
-    }
-    written = {**metrics, "tolerance": TOLERANCE, "shapes": parity.shapes, "files": run.show(files)}
-    write_json(files["export"], written)
-    run.info(f"Wrote {target}: {len(content) / 1e6:.1f} MB, largest difference to PyTorch {parity.max_abs_error:.1e}.")
+        file.write(exported.content)
+    if loss is not None:
+        write_json(files["quantization"], run.show(loss.as_data()))
+    write_json(files["export"], {**written, "files": run.show(files)})
+    size = f"{len(exported.content) / 1e6:.1f} MB"
+    if loss is None:
+        run.info(f"Wrote {target}: {size}, largest difference to PyTorch {parity.max_abs_error:.1e}.")
+    else:
+        run.info(f"Wrote {target}: {size}, loss of accuracy {loss.percent:.2f} percent.")
     return Result(metrics, files)
 
 
 def find_target(spec: Spec) -> Path:
-    """export.onnx_file, else the name of the checkpoint with the ending .onnx. Raises SpecError for another ending."""
+    """export.onnx_file, else the name of the checkpoint with the ending .onnx, _step.onnx or _int8.onnx.
+
+    Raises SpecError for another ending.
+    """
     if not spec.export.onnx_file:
-        return Path(spec.export.checkpoint).with_suffix(".onnx")
+        source = Path(spec.export.checkpoint)
+        kind = "_step" if spec.export.form == "step" else "_int8" if spec.export.quantize == "int8" else ""
+        return source.with_name(f"{source.stem}{kind}.onnx")
     target = Path(spec.export.onnx_file)
     if target.suffix.lower() != ".onnx":
         raise SpecError(Problem("export.onnx_file", repr(str(target)), "a name that ends with .onnx"))
     return target
 
 
-def _check_opset(version: int) -> None:
-    newest = onnx.defs.onnx_opset_version()
+def _check_options(spec: Spec) -> None:
+    options, problems = spec.export, []
+    version, newest = options.opset_version, onnx.defs.onnx_opset_version()
     if not MIN_OPSET <= version <= newest:
         expected = f"{MIN_OPSET} to {newest}"
-        raise SpecError(Problem("export.opset_version", str(version), expected, f"{MIN_OPSET} suits most runtimes."))
+        problems.append(Problem("export.opset_version", str(version), expected, f"{MIN_OPSET} suits most runtimes."))
+    if options.quantize == "int8" and options.form == "step":
+        hint = "One frame is too little work for 8 bits to gain anything."
+        problems.append(Problem("export.quantize", "int8 with export.form=step", "export.form=clip", hint))
+    elif options.quantize == "int8" and not options.calibration_dataset.data_path:
+        hint = "Give clips of the training data; a few hundred are enough."
+        problems.append(Problem("export.calibration_dataset.data_path", "nothing", "a .npy file of clips", hint))
+    if problems:
+        raise SpecError(*problems)
+
+
+def _choose_opset(spec: Spec, run: Run, model: nn.Module) -> int:
+    """export.opset_version, or the oldest that PyTorch's exporter writes where a network needs that one."""
+    version = spec.export.opset_version
+    if not isinstance(model, Foldable):
+        for key, value, plain in (("form", spec.export.form, "clip"), ("quantize", spec.export.quantize, "none")):
+            if value != plain:
+                got = f"{value} for a network that cannot be folded"
+                raise SpecError(Problem(f"export.{key}", got, plain))
+    if isinstance(model, Foldable) or version >= MIN_TORCH_OPSET:
+        return version
+    if run.is_set("export.opset_version"):
+        hint = "This network is written by PyTorch's exporter, which knows no older one."
+        raise SpecError(Problem("export.opset_version", str(version), f"at least {MIN_TORCH_OPSET}", hint))
+    return MIN_TORCH_OPSET
 
 
 def _complete(description: ModelDescription, label_map: dict[str, int] | None, spec: Spec) -> ModelDescription:
@@ -145,98 +207,7 @@ def _notify(spec: Spec, run: Run, source: Path) -> None:
 
 
 def convert(model: nn.Module, description: ModelDescription, opset_version: int) -> bytes:
-    """The network as the content of an ONNX file with the description in its metadata.
-
-    torch's newer exporter (dynamo) takes 5 to 15 s where the older, deprecated one takes 1 s. But the older one refuses
-    convolutions whose weights are computed, as in the graph convolutions here.
-    """
-    assert description.pipeline is not None
-    clips, frames, people = SAMPLE_SHAPE
-    sample = torch.zeros(clips, description.pipeline.num_channels, frames, description.pipeline.num_joints, people)
-    axes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("frames"), 4: torch.export.Dim("people")}
-    with _silence():
-        program = torch.onnx.export(
-            model,
-            (sample,),
-            input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
-            dynamic_shapes=(axes,),
-            opset_version=opset_version,
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None
-    proto = program.model_proto
-    made = max(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    if made != opset_version:
-        got = f"operator set {made}"
-        hint = f"Set export.opset_version={made}."
-        raise KinegraphError(Problem("export", got, str(opset_version), hint))
-    _strip(proto)
-    proto.producer_name = "kinegraph"
-    onnx.helper.set_model_props(proto, description.to_metadata())
-    onnx.checker.check_model(proto, full_check=True)
-    return proto.SerializeToString()
-
-
-def _strip(proto: onnx.ModelProto) -> None:
-    """Take out the exporter's notes, which hold source lines and paths of this machine."""
-    graph = proto.graph
-    for entry in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        entry.doc_string = ""
-        del entry.metadata_props[:]
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep the exporter's warnings about itself and about absent packages off the screen."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-
-
-def check_parity(model: nn.Module, content: bytes, description: ModelDescription) -> Parity:
-    """Compare onnxruntime with PyTorch on random clips of PARITY_SHAPES. Raises ParityError beyond TOLERANCE."""
-    assert description.pipeline is not None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises a type of its own for each way a file can be wrong
-        reason = " ".join(str(error).split())[:200]
-        hint = f"Set export.opset_version={MIN_OPSET}."
-        raise ParityError(Problem("export", reason, "a file that onnxruntime can open", hint)) from None
-    generator = np.random.default_rng(0)
-    rows = []
-    for clips, frames, people in PARITY_SHAPES:
-        shape = (clips, description.pipeline.num_channels, frames, description.pipeline.num_joints, people)
-        raw = generator.standard_normal(shape).astype(np.float32)
-        # Real clips are padded with zeros at the end
-        raw[-1, :, (frames + 1) // 2 :] = 0
-        clip = description.pipeline(raw)
-        with torch.inference_mode():
-            expected = model(torch.from_numpy(clip)).numpy()
-        answer = session.run([OUTPUT_NAME], {INPUT_NAME: clip})[0]
-        rows.append(_compare(list(shape), answer, expected))
-    parity = Parity(max(row["max_abs_error"] for row in rows), max(row["max_relative_error"] for row in rows), rows)
-    worst = [row for row in rows if not row["max_relative_error"] <= TOLERANCE]
-    if worst:
-        got = "; ".join(
-            f"a relative error of {row['max_relative_error']:.2g} for clips {row['shape']}" for row in worst
-        )
-        hint = "Nothing was written. Try another export.opset_version."
-        raise ParityError(Problem("export", got, f"at most {TOLERANCE:g}", hint))
-    return parity
-
-
-def _compare(shape: list[int], answer: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
-    if answer.shape != expected.shape:
-        raise ParityError(Problem("export", f"logits {answer.shape} for clips {shape}", str(expected.shape)))
-    difference = float(np.abs(answer - expected).max())
-    scale = float(np.abs(expected).max())
-    return {"shape": shape, "max_abs_error": difference, "max_relative_error": difference / max(scale, 1e-12)}
+    """The network as the content of an ONNX file with the description in its metadata."""
+    if isinstance(model, Foldable):
+        return write_clip_form(model.fold(), opset_version, description.to_metadata())
+    return export_by_torch(model, description, opset_version)

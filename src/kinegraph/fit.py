@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from kinegraph.allocator import keep_freed_memory
 from kinegraph.data.dataset import Batch, ClipDataset, EpochBatchSampler, EvaluationShard, pass_batch
 from kinegraph.data.pipeline import InputPipeline
 from kinegraph.data.transforms import TrainingAugmentation
@@ -32,6 +33,7 @@ from kinegraph.run import Run, connect_log, find_encryption_key, format_duration
 from kinegraph.run_checkpoints import CheckpointKeeper
 from kinegraph.skeleton.layouts import Layout
 from kinegraph.spec import ModelSpec, Spec, TrainSpec
+from kinegraph.spec_input import AugmentSpec
 from kinegraph.storage import write_json
 from kinegraph.train_log import TrainLog
 
@@ -45,6 +47,7 @@ class TrainingJob:
     num_classes: int
     label_map: dict[str, int]
     pipeline: InputPipeline
+    augment: AugmentSpec
     train_labels: Any
     val_labels: Any
     seed: int
@@ -97,7 +100,8 @@ def fit(fabric: Fabric, job: TrainingJob) -> dict[str, Any]:
     apply_settings(job.run.spec.train.cudnn, fabric.world_size)
     try:
         _agree(fabric, job)
-        return _Trainer(fabric, job).run_epochs()
+        with keep_freed_memory():
+            return _Trainer(fabric, job).run_epochs()
     except KinegraphError as error:
         if is_child and job.failure_path:
             write_json(job.failure_path, {"kind": type(error).__name__, "problems": error.as_data()})
@@ -122,12 +126,16 @@ class _Trainer:
         self.fabric, self.job, self.run = fabric, job, job.run
         self.spec: Spec = job.run.spec
         data = self.spec.dataset
-        self.train_set = ClipDataset(data.train_dataset.data_path, job.train_labels, job.pipeline)
+        # The steps of the pipeline follow on the device: augmentation stands between them
+        self.train_set = ClipDataset(data.train_dataset.data_path, job.train_labels, job.pipeline.check)
         self.val_set = ClipDataset(data.val_dataset.data_path, job.val_labels, job.pipeline)
-        self.augment = TrainingAugmentation(data.window_size, data.random_choose, data.random_move, job.seed)
+        self.augment = TrainingAugmentation(
+            *(data.window_size, data.random_choose, data.random_move, job.seed),
+            *(job.pipeline, job.augment, job.layout.symmetric),
+        )
         self.num_batches = self._make_sampler(0, 0).batches_per_epoch
         torch.manual_seed(job.seed)
-        self.network = build_model(self.spec.model, job.layout, job.num_classes)
+        self.network = build_model(self.spec.model, job.layout, job.num_classes, job.pipeline.output_channels)
         key = find_encryption_key(self.spec)
         resumed = read_checkpoint(job.resume_path, key) if job.resume_path else None
         self._load_weights(resumed, key)
@@ -173,6 +181,7 @@ class _Trainer:
             seed=self.job.seed,
             epoch=epoch,
             start_batch=start_batch,
+            how=self.spec.dataset.shuffle,
             rank=self.fabric.global_rank,
             world_size=self.fabric.world_size,
         )
@@ -317,6 +326,7 @@ class _Trainer:
             num_classes=job.num_classes,
             label_map=job.label_map,
             pipeline=job.pipeline.to_dict(),
+            num_channels=job.pipeline.output_channels,
             metrics=dict(self.metrics),
             spec=self.run.show(redact(self.spec)),
             training={

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kinegraph.backends import CPU_ONLY
+from kinegraph.backends.model_file import KINDS
 from kinegraph.data.arrays import open_array
 from kinegraph.data.checks import check_dataset, check_label_map
 from kinegraph.data.labels import read_labels
 from kinegraph.errors import DataError, Problem, SpecError
+from kinegraph.model_description import ModelDescription
 from kinegraph.run import Result, Run, find_encryption_key
-from kinegraph.runtime import SUFFIXES, ModelDescription, Predictions, Predictor, load
+from kinegraph.runtime import Predictions, Predictor, load
 from kinegraph.skeleton.graph import build_adjacency
 from kinegraph.skeleton.layouts import Layout, get_layout
 from kinegraph.spec import EvaluateSpec, InferenceSpec, Spec
@@ -183,7 +186,7 @@ def open_model(spec: Spec, run: Run, options: EvaluateSpec | InferenceSpec, acti
     """The model of <action>.checkpoint on the right device, with class names, after `check_agreement`."""
     path = Path(options.checkpoint)
     device = _choose_device(path, run, options, action)
-    predictor = load(path, key=find_encryption_key(spec), device=device)
+    predictor = load(path, options.backend, find_encryption_key(spec), device, options.threads)
     label_map = check_agreement(spec, run, predictor.description, str(path))
     if label_map is not None and predictor.label_map is None:
         predictor.name_classes(label_map)
@@ -195,14 +198,15 @@ def _choose_device(path: Path, run: Run, options: EvaluateSpec | InferenceSpec, 
         key = "num_gpus" if options.num_gpus > 1 else "num_nodes"
         run.warn(f"{action}.{key}={max(options.num_gpus, options.num_nodes)}: {action} uses one device.")
     num_gpus = 0
-    if SUFFIXES.get(path.suffix.lower()) == "torch":
+    takes_gpu = KINDS.get(path.suffix.lower()) == "torch" or options.backend == "tensorrt"
+    if takes_gpu and options.backend not in CPU_ONLY:
         import torch
 
         num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if num_gpus == 0:
         if (options.num_gpus, options.gpu_ids) != (1, [0]):
             run.info(f"{action} of {path.name} runs on the CPU: num_gpus and gpu_ids have no effect.")
-        return "cpu"
+        return ""
     gpu_id = options.gpu_ids[0] if options.gpu_ids else 0
     if not 0 <= gpu_id < num_gpus:
         raise SpecError(Problem(f"{action}.gpu_ids", str(options.gpu_ids), f"ids from 0 to {num_gpus - 1}"))

@@ -11,12 +11,14 @@ import numpy as np
 
 from kinegraph.data.arrays import open_array
 from kinegraph.data.checks import DatasetInfo
+from kinegraph.data.pipeline import InputPipeline
 from kinegraph.errors import CheckpointError, Problem, SpecError
 from kinegraph.models.checkpoint import Checkpoint, read_checkpoint
 from kinegraph.run import Run, find_encryption_key
 from kinegraph.run_checkpoints import find_latest, list_checkpoints
 from kinegraph.skeleton.layouts import Layout
 from kinegraph.spec import Spec
+from kinegraph.spec_input import InputSpec
 
 MODEL_DIFFERENCES = ("model_type", "graph_strategy", "input_channels", "edge_importance_weighting")
 
@@ -66,6 +68,7 @@ def check_same_run(
     checkpoint: Checkpoint,
     spec: Spec,
     layout: Layout,
+    pipeline: InputPipeline,
     fingerprint: dict[str, Any],
     world_size: int,
     where: str,
@@ -75,6 +78,7 @@ def check_same_run(
     old, new = asdict(checkpoint.options), asdict(spec.model)
     pairs = {f"model.{name}": (old[name], new[name]) for name in MODEL_DIFFERENCES}
     pairs["model.graph_layout"] = (checkpoint.layout.to_dict(), layout.to_dict())
+    pairs |= _compare_pipelines(checkpoint, pipeline, where)
     pairs["dataset.label_map"] = (checkpoint.label_map, spec.dataset.label_map)
     before = checkpoint.spec["train"]["optim"]["optimizer_type"]
     pairs["train.optim.optimizer_type"] = (before, spec.train.optim.optimizer_type)
@@ -85,6 +89,10 @@ def check_same_run(
             checkpoint.spec["dataset"]["batch_size"],
             spec.dataset.batch_size,
         )
+        pairs["dataset.shuffle, in the middle of an epoch"] = (
+            checkpoint.spec["dataset"].get("shuffle", "full"),
+            spec.dataset.shuffle,
+        )
         pairs["the number of processes, in the middle of an epoch"] = (training["world_size"], world_size)
     hint = "Choose another results_dir for a new run, or set it back to go on with this one."
     problems = [
@@ -94,6 +102,18 @@ def check_same_run(
     ]
     if problems:
         raise SpecError(*problems)
+
+
+def _compare_pipelines(checkpoint: Checkpoint, pipeline: InputPipeline, where: str) -> dict[str, tuple[Any, Any]]:
+    """Key -> (then, now) of the options of the input."""
+    then = pipeline
+    if checkpoint.pipeline is not None:
+        then = InputPipeline.from_dict(checkpoint.pipeline, f"{where}: input pipeline")
+    old, new = (asdict(each.options or InputSpec()) for each in (then, pipeline))
+    for options in (old, new):
+        # -1 asks to find out, and a pipeline without steps never needed to
+        options["origin_joint"] = -2 if options["origin_joint"] == -1 else options["origin_joint"]
+    return {f"input.{name}": (old[name], new[name]) for name in new}
 
 
 def announce_resume(path: Path, checkpoint: Checkpoint, spec: Spec, run: Run) -> None:

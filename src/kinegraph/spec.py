@@ -10,6 +10,8 @@ from pydantic_core import PydanticCustomError
 
 from kinegraph.config import MANDATORY, SPEC_CONFIG, SearchRange, group, option
 from kinegraph.skeleton.layouts import LAYOUTS
+from kinegraph.spec_input import AugmentSpec, InputSpec
+from kinegraph.spec_live import LiveSpec
 
 KEY_VARIABLE = "KINEGRAPH_ENCRYPTION_KEY"
 
@@ -25,6 +27,10 @@ MAX_SEED = 2**63
 
 _SGD_ONLY = {"train.optim.optimizer_type": ("torch.optim.SGD",)}
 _FLAG = (False, True)
+
+BackendName = Literal["auto", "torch", "onnxruntime", "openvino", "tensorrt", "native"]
+_BACKEND_HELP = "what carries the network out; auto: the fastest that is installed and can"
+_THREADS_HELP = "CPU threads; 0: the cores that this process may use"
 
 LayoutName = Annotated[str, AfterValidator(_check_layout_name)]
 
@@ -80,13 +86,13 @@ class ModelSpec:
 @dataclass(config=SPEC_CONFIG)
 class TrainingDataSpec:
     data_path: str = option("", "array (N, C, T, V, M), .npy", path="input")
-    label_path: str = option("", "labels: .pkl, .json, .npz or .csv", path="input")
+    label_path: str = option("", "labels: .pkl, .json, .npz, .npy or .csv", path="input")
 
 
 @dataclass(config=SPEC_CONFIG)
 class TestDataSpec:
     data_path: str = option("", "array (N, C, T, V, M), .npy", path="input")
-    label_path: str = option("", "labels: .pkl, .json, .npz or .csv", path="input")
+    label_path: str = option("", "labels: .pkl, .json, .npz, .npy or .csv", path="input")
 
 
 @dataclass(config=SPEC_CONFIG)
@@ -112,6 +118,9 @@ class DatasetSpec:
     )
     batch_size: int = option(16, "clips per batch and process", minimum=1, search=SearchRange(4, 128, powers_of=2))
     num_workers: int = option(1, "processes that read data; 0: none", minimum=0)
+    shuffle: Literal["full", "blocks"] = option(
+        "full", "order of the training clips; blocks: of neighbours, for files larger than memory and slow disks"
+    )
 
 
 @dataclass(config=SPEC_CONFIG)
@@ -211,6 +220,8 @@ class EvaluateSpec:
     trt_engine: str = option("", "TensorRT engine (not supported yet)")
     results_dir: str = option("", "results folder; default <results_dir>/evaluate", path="output")
     batch_size: int = option(-1, "clips per batch; -1: dataset.batch_size", minimum=-1)
+    backend: BackendName = option("auto", _BACKEND_HELP)
+    threads: int = option(0, _THREADS_HELP, minimum=0, maximum=1024)
     test_dataset: TestDataSpec = group(TestDataSpec, "what is evaluated")
 
 
@@ -223,6 +234,8 @@ class InferenceSpec:
     trt_engine: str = option("", "TensorRT engine (not supported yet)")
     results_dir: str = option("", "results folder; default <results_dir>/inference", path="output")
     batch_size: int = option(-1, "clips per batch; -1: dataset.batch_size", minimum=-1)
+    backend: BackendName = option("auto", _BACKEND_HELP)
+    threads: int = option(0, _THREADS_HELP, minimum=0, maximum=1024)
     test_dataset: TestDataSpec = group(TestDataSpec, "what is classified")
     output_file: str = option("", "one class name a line; default results.txt in the results folder", path="output")
     top_k: int = option(3, "classes listed for each clip in results.csv and results.json", minimum=1)
@@ -235,7 +248,18 @@ class ExportSpec:
     onnx_file: str = option("", "file to write; default beside the checkpoint", path="output")
     gpu_id: int = option(0, "GPU; export runs on the CPU", minimum=0)
     overwrite: bool = option(False, "replace onnx_file if it is there")
-    opset_version: int = option(18, "ONNX operator set", minimum=18)
+    opset_version: int = option(17, "ONNX operator set", minimum=17)
+    form: Literal["clip", "step"] = option("clip", "clip: takes whole clips; step: one frame at a time, with a state")
+    quantize: Literal["none", "int8"] = option("none", "int8: convolutions in 8 bits, for clips on the CPU")
+    calibration_dataset: TestDataSpec = group(TestDataSpec, "int8: training clips that the ranges of values come from")
+    calibration_clips: int = option(256, "int8: clips taken of them, evenly spread", minimum=1, maximum=100_000)
+    quantization_test_dataset: TestDataSpec = group(
+        TestDataSpec, "int8: what the loss of accuracy is measured on; default the calibration clips"
+    )
+    max_accuracy_loss: float = option(
+        1.0, "int8: refuse a larger loss, in percent of the clips; without labels, of answers that change", minimum=0
+    )
+    force: bool = option(False, "int8: write the file whatever the loss")
 
 
 @dataclass(config=SPEC_CONFIG)
@@ -293,40 +317,6 @@ class AutomlSpec:
 
 
 @dataclass(config=SPEC_CONFIG)
-class LiveSpec:
-    checkpoint: str = option("", "model: .pth or .onnx; the same as --model", path="input")
-    frames_per_second: float = option(
-        0.0,
-        "rate that the model sees; 0: that of its training data, or if unknown frames as they come",
-        maximum=1000,
-        minimum=0,
-    )
-    pooling_frames: int = option(
-        32, "frames that an answer is averaged over; 0: all since the person came", minimum=0, maximum=100_000
-    )
-    smoothing: Literal["exponential", "average", "none"] = option("exponential", "how probabilities are smoothed")
-    smoothing_s: float = option(
-        0.3, "time constant (exponential) or length (average) in seconds", minimum=0, maximum=60
-    )
-    enter_threshold: float = option(0.6, "an action starts at this probability", minimum=0, maximum=1)
-    leave_threshold: float = option(0.4, "and ends below this one", minimum=0, maximum=1)
-    class_enter_thresholds: dict[str, float] = option({}, "enter_threshold of single classes, CLASS_NAME: value")
-    class_leave_thresholds: dict[str, float] = option({}, "leave_threshold of single classes, CLASS_NAME: value")
-    no_action_classes: list[str] = option([], "names of classes that count as no action")
-    min_duration_s: float = option(0.3, "shorter segments are not reported; seconds", minimum=0, maximum=3600)
-    merge_gap_s: float = option(
-        0.2, "an action that stops for at most so many seconds goes on as one segment", minimum=0, maximum=3600
-    )
-    max_gap_s: float = option(
-        0.5, "frames missing for at most so many seconds are interpolated; else the track ends", minimum=0, maximum=10
-    )
-    forget_after_s: float = option(
-        2.0, "people without frames for so many seconds are forgotten; at least max_gap_s", minimum=0, maximum=3600
-    )
-    max_people: int = option(256, "people followed at the same time", minimum=1, maximum=10_000)
-
-
-@dataclass(config=SPEC_CONFIG)
 class Spec:
     """The whole spec. A file may hold the sections of every action; only the running one's are demanded."""
 
@@ -336,6 +326,8 @@ class Spec:
     wandb: WandbSpec = group(WandbSpec, "Weights & Biases")
     model: ModelSpec = group(ModelSpec, "the network")
     dataset: DatasetSpec = group(DatasetSpec, "training data")
+    input: InputSpec = group(InputSpec, "what a clip goes through before the network; stored in the model")
+    augment: AugmentSpec = group(AugmentSpec, "random changes of training clips, all off by default")
     train: TrainSpec = group(TrainSpec, "training")
     automl: AutomlSpec = group(AutomlSpec, "search for better options")
     evaluate: EvaluateSpec = group(EvaluateSpec, "evaluation")
@@ -347,8 +339,8 @@ class Spec:
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "dataset_convert": ("dataset_convert",),
-    "train": ("model", "dataset", "train", "wandb"),
-    "automl": ("model", "dataset", "train", "automl", "wandb"),
+    "train": ("model", "dataset", "input", "augment", "train", "wandb"),
+    "automl": ("model", "dataset", "input", "augment", "train", "automl", "wandb"),
     "evaluate": ("evaluate",),
     "inference": ("inference",),
     "export": ("export",),

@@ -141,6 +141,10 @@ def _find_training_conflicts(spec: Spec) -> list[Problem]:
     if spec.dataset.random_move and spec.model.input_channels < 2:
         expected = "at least 2 channels: it moves x and y"
         problems.append(Problem("dataset.random_move", f"true with {spec.model.input_channels} channel", expected))
+    if spec.input.sampling != "none" and (spec.dataset.random_choose or spec.dataset.window_size != -1):
+        expected = "window_size -1 and random_choose false: input.sampling says which frames are taken"
+        got = f"dataset.window_size {spec.dataset.window_size}, random_choose {spec.dataset.random_choose}"
+        problems.append(Problem("input.sampling", f"{spec.input.sampling} and {got}", expected))
     if train.stop_after_epoch == 0:
         problems.append(Problem("train.stop_after_epoch", "0", "-1 or a number of epochs of at least 1"))
     optim = train.optim

@@ -15,8 +15,9 @@ from lightning_fabric import Fabric
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from kinegraph.config import get_value
+from kinegraph.data.augment import choose_augmentation
 from kinegraph.data.checks import DatasetInfo, check_dataset, infer_classes
-from kinegraph.data.pipeline import InputPipeline
+from kinegraph.data.pipeline import InputPipeline, build_pipeline, settle_origin
 from kinegraph.devices import build_fabric, choose_devices
 from kinegraph.errors import (
     CheckpointError,
@@ -39,8 +40,10 @@ from kinegraph.spec import Spec
 def train(spec: Spec, run: Run) -> Result:
     """Train a classifier, or go on with the run in the folder. Raises UserError before the first step."""
     layout = get_layout(spec.model.graph_layout)
+    pipeline = build_pipeline(spec.input, spec.model.input_channels, layout)
     devices = choose_devices(spec, run)
     train_info, val_info, num_classes, label_map = _check_data(spec, run, layout)
+    pipeline = _settle_pipeline(pipeline, layout, train_info, run)
     spec = _complete_spec(spec, num_classes, label_map)
     run.spec = spec
     fingerprint = {"train": make_fingerprint(train_info), "val": make_fingerprint(val_info)}
@@ -48,7 +51,7 @@ def train(spec: Spec, run: Run) -> Result:
     seed = spec.train.seed
     if resumed:
         path, checkpoint = resumed
-        check_same_run(checkpoint, spec, layout, fingerprint, devices.world_size, str(path))
+        check_same_run(checkpoint, spec, layout, pipeline, fingerprint, devices.world_size, str(path))
         assert checkpoint.training is not None
         seed = checkpoint.training["seed"]
         if run.writes:
@@ -57,12 +60,16 @@ def train(spec: Spec, run: Run) -> Result:
             return _report_complete(checkpoint, spec, run)
         announce_resume(path, checkpoint, spec, run)
     assert train_info.labels is not None and val_info.labels is not None
+    augment, warnings = choose_augmentation(spec.augment, pipeline, label_map)
+    for message in warnings:
+        run.warn(message)
     job = TrainingJob(
         run=run,
         layout=layout,
         num_classes=num_classes,
         label_map=label_map,
-        pipeline=InputPipeline(spec.model.input_channels, layout.num_joints),
+        pipeline=pipeline,
+        augment=augment,
         train_labels=train_info.labels.labels,
         val_labels=val_info.labels.labels,
         seed=secrets.randbelow(2**31) if seed < 0 else seed,
@@ -111,6 +118,14 @@ def _check_data(spec: Spec, run: Run, layout: Layout) -> tuple[DatasetInfo, Data
     for message in (*train_info.warnings, *val_info.warnings):
         run.warn(message)
     return train_info, val_info, num_classes, label_map
+
+
+def _settle_pipeline(pipeline: InputPipeline, layout: Layout, info: DatasetInfo, run: Run) -> InputPipeline:
+    settled = settle_origin(pipeline, info.data_path)
+    if settled.options is not None and settled.options.origin_joint >= 0 and settled != pipeline:
+        name = layout.joints[layout.centre]
+        run.info(f"The coordinates are relative to {name}: its zeros are real (input.origin_joint=-2: missing joints).")
+    return settled
 
 
 def _complete_spec(spec: Spec, num_classes: int, label_map: dict[str, int]) -> Spec:

@@ -20,7 +20,7 @@ import typer
 from typer.main import get_command
 
 from kinegraph import __version__
-from kinegraph.cli import actions, automl, jobs, skill, spec_files
+from kinegraph.cli import actions, automl, benchmark, jobs, live, skill, spec_files
 from kinegraph.cli.actions import EXIT_TERMINATED
 from kinegraph.cli.answers import print_json, say
 from kinegraph.errors import KinegraphError, Problem
@@ -53,7 +53,7 @@ def _start(
     pass
 
 
-for _module in (actions, automl, spec_files):
+for _module in (actions, automl, spec_files, live, benchmark):
     app.add_typer(_module.app)
 app.add_typer(jobs.app, name="jobs", short_help="Run actions as jobs that find each other's results.")
 app.add_typer(skill.app, name="skill", short_help="Write or check the bundle that an AI agent reads.")

@@ -49,12 +49,29 @@ def validate(
 
 
 @app.command(help="Write a commented spec to fill in.")
-def template(action: ActionName, output: OutputFile = None, as_json: AsJson = False) -> None:
+def template(
+    action: ActionName,
+    output: OutputFile = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe", metavar="NAME", help="For train and automl: tao (default), online.", show_default=False
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    from kinegraph.errors import Problem, UserError
+    from kinegraph.recipes import find_recipe
     from kinegraph.templates import build_template
 
     check_action(action)
-    text = build_template(action)
-    deliver(text, output, {"action": action, "template": text} if as_json else None)
+    if recipe is not None and action not in ("train", "automl"):
+        raise UserError(
+            Problem("--recipe", f"the action {action}", "train or automl", "A checkpoint knows its recipe.")
+        )
+    text = build_template(action, find_recipe(recipe or "tao").values)
+    answer = {"action": action, "recipe": recipe or "tao", "template": text}
+    deliver(text, output, answer if as_json else None)
 
 
 @app.command(help="Write the JSON Schema of a spec.")
@@ -98,17 +115,47 @@ def inspect(
     labels: Annotated[
         str | None, typer.Argument(metavar="LABELS", help="Labels: .pkl, .json, .npz or .csv.", show_default=False)
     ] = None,
+    augment: Annotated[
+        bool, typer.Option("--augment", help="Draw what each augmentation does to a clip, into the file of -o.")
+    ] = False,
+    output: OutputFile = None,
+    layout: Annotated[
+        str | None,
+        typer.Option("--layout", metavar="NAME", help="With --augment: the layout, where several have as many joints."),
+    ] = None,
+    clip: Annotated[int, typer.Option("--clip", metavar="N", help="With --augment: which clip, from 0.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     from kinegraph.data.inspect import format_report, inspect_dataset
     from kinegraph.remote import fetch
 
+    if augment or output is not None:
+        _draw_augmentations(data, augment, output, layout, clip, as_json)
+        return
     files = {location: str(fetch(location)) for location in (data, labels) if location}
     text = format_json(inspect_dataset(*files.values()))
     for location, path in files.items():  # the user's names, not those of the cache
         text = text.replace(json.dumps(path)[1:-1], json.dumps(location)[1:-1])
     report = json.loads(text)
     print_json({"status": "ok", **report}) if as_json else print(format_report(report))
+
+
+def _draw_augmentations(
+    data: str, augment: bool, output: str | None, layout: str | None, clip: int, as_json: bool
+) -> None:
+    from kinegraph.errors import Problem, UserError
+    from kinegraph.remote import fetch
+
+    if output is None or not augment:
+        got = "no file" if output is None else "a file without --augment"
+        raise UserError(Problem("-o", got, "a PNG file to draw into with --augment", "Add --augment -o FILE.png."))
+    from kinegraph.data.augment_picture import draw_augmentations
+
+    names = draw_augmentations(fetch(data), Path(output), layout, clip)
+    if as_json:
+        print_json({"status": "ok", "augmentations": names, "files": {"picture": output}})
+    else:
+        print(format_result({}, {"picture": output}))
 
 
 @app.command(help="Write generated clips and a recording to try things on.")

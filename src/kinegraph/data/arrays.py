@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,13 @@ def _check_header(header: ArrayHeader, file_bytes: int, where: str) -> list[Prob
         expected = f"{header.offset + header.size_bytes} bytes for shape {shape} of {dtype}"
         problems.append(Problem(where, got, expected, "The file is truncated: copy or write it again."))
     return problems
+
+
+def release_pages(array: np.ndarray) -> None:
+    """Take the pages of a memory map that were read out of this process; the system still caches them."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def iterate_blocks(array: np.ndarray, values: int = BLOCK_VALUES) -> Iterator[tuple[slice, slice, np.ndarray]]:

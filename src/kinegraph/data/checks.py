@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from kinegraph.data.arrays import NonFiniteCount, cast_to_float32, iterate_blocks, open_array
+from kinegraph.data.arrays import NonFiniteCount, cast_to_float32, iterate_blocks, open_array, release_pages
 from kinegraph.data.labels import Labels, read_labels
 from kinegraph.errors import DataError, Problem
 from kinegraph.skeleton.layouts import Layout, find_layouts
 
 MAX_INFERRED_CLASSES = 10_000
 SHOWN = 5
+MAX_SCANNED_VALUES = 2**28
+"""1 GiB of float32, some seconds of reading. Of larger arrays about SAMPLED_VALUES are read before the start."""
+SAMPLED_VALUES = 2**24
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,9 @@ def check_dataset(
 
     `classes_from` names where the classes come from, for the messages, where that is no option of the spec.
     One DataError holds every problem of both files: shape, joints, channels, labels, NaN and infinity. Clips
-    that hold nothing but zeros are only a warning in the result. Reads the array once, in blocks, with flat
-    memory.
+    that hold nothing but zeros are only a warning in the result. Values are read in blocks, with flat memory: all
+    of them up to MAX_SCANNED_VALUES, else those of clips spread evenly over the file, since every batch is checked
+    again as it is read.
     """
     problems: list[Problem] = []
     warnings: list[str] = []
@@ -71,7 +75,9 @@ def check_dataset(
         problem, empty = scan_values(array, str(data_path))
         problems += [problem] if problem else []
         if len(empty):
-            warnings.append(f"{data_path}: {describe_empty_clips(empty)}")
+            step = choose_step(array)
+            looked_at = f" of the {len(range(0, len(array), step))} looked at" if step > 1 else ""
+            warnings.append(f"{data_path}: {describe_empty_clips(empty)}{looked_at}")
     if problems or array is None:
         raise DataError(*problems)
     n, c, t, v, m = array.shape
@@ -134,15 +140,30 @@ def _check_labels(
     return [Problem(where, got, expected, hint)]
 
 
+def choose_step(array: np.ndarray) -> int:
+    """Every how manyeth clip a check before the start reads: 1 up to MAX_SCANNED_VALUES."""
+    return 1 if array.size <= MAX_SCANNED_VALUES else -(-array.size // SAMPLED_VALUES)
+
+
 def scan_values(array: np.ndarray, where: str) -> tuple[Problem | None, np.ndarray]:
-    """NaN and infinity in an array (N, C, T, V, M), and the numbers of the clips that are all zeros."""
+    """NaN and infinity in an array (N, C, T, V, M), and the numbers of the clips that are all zeros.
+
+    Of a large array only every `choose_step`th clip is read.
+    """
+    step = choose_step(array)
     count = NonFiniteCount()
-    is_used = np.zeros(len(array), bool)
-    for clips, frames, block in iterate_blocks(array):
+    is_used = np.zeros(len(range(0, len(array), step)), bool)
+    for clips, frames, block in iterate_blocks(np.asarray(array)[::step]):
         values = cast_to_float32(block)
         count.add(values, clips.start, frames.start)
         is_used[clips] |= values.any(axis=(1, 2, 3, 4))
-    return count.as_problem(where), np.flatnonzero(~is_used)
+    release_pages(array)
+    if count.first is not None:
+        count.first = (count.first[0] * step, *count.first[1:])
+    problem = count.as_problem(where)
+    if problem is not None and step > 1:
+        problem = replace(problem, got=f"{problem.got} (of the {len(is_used)} clips looked at, one in {step})")
+    return problem, np.flatnonzero(~is_used) * step
 
 
 def describe_empty_clips(empty: np.ndarray) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from kinegraph.data.arrays import cast_to_float32, open_array
+from kinegraph.data.arrays import cast_to_float32, open_array, release_pages
 from kinegraph.data.checks import DatasetInfo, check_dataset, infer_classes
+from kinegraph.data.order import Shuffle, make_order
 from kinegraph.data.pipeline import InputPipeline
 from kinegraph.errors import DataError, Problem
+
+RELEASED_BYTES = 32 * 1024 * 1024
+"""After reading so much of a file its pages are let go, so that memory stays flat. Each brings 15 neighbours along."""
 
 __all__ = [
     "Batch",
@@ -47,19 +51,20 @@ class ClipDataset(Dataset[Batch]):
 
     Use it as `DataLoader(dataset, batch_sampler=..., collate_fn=pass_batch)`. The memory map is never
     pickled: each worker opens the file itself. With a pipeline, every batch goes through it, which also
-    refuses NaN and infinity.
+    refuses NaN and infinity; its method `check` alone refuses them and leaves the rest to the training step.
     """
 
     def __init__(
         self,
         data_path: str | Path,
         labels: np.ndarray | None = None,
-        pipeline: InputPipeline | None = None,
+        pipeline: InputPipeline | Callable[[np.ndarray, str], np.ndarray] | None = None,
     ) -> None:
         self.data_path = str(data_path)
         self.pipeline = pipeline
         self.array: np.ndarray | None = open_array(data_path)
         self.shape = self.array.shape
+        self.unreleased_bytes = 0
         self.labels = np.full(len(self.array), -1, np.int64) if labels is None else np.asarray(labels, np.int64)
         if self.labels.shape != (len(self.array),):
             expected = f"one for each of the {len(self.array)} clips of {data_path}"
@@ -78,9 +83,11 @@ class ClipDataset(Dataset[Batch]):
         if len(index) and not (index.min() >= 0 and index.max() < len(self)):
             raise IndexError(f"clips {index.min()} to {index.max()} of a set of {len(self)}")
         array = self._open()
-        clips = np.empty((len(index), *self.shape[1:]), np.float32)
-        for place in np.argsort(index, kind="stable"):
-            clips[place] = cast_to_float32(array[index[place]])
+        clips = _read_clips(array, index)
+        self.unreleased_bytes += clips.nbytes
+        if self.unreleased_bytes > RELEASED_BYTES:
+            release_pages(array)
+            self.unreleased_bytes = 0
         if self.pipeline is not None:
             clips = self.pipeline(clips, self.data_path)
         return Batch(torch.from_numpy(clips), torch.from_numpy(self.labels[index]), torch.from_numpy(index))
@@ -97,14 +104,29 @@ class ClipDataset(Dataset[Batch]):
         return {**self.__dict__, "array": None}
 
 
+def _read_clips(array: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """float32 copies of the clips, read in the order of the file: whole runs of neighbours at once."""
+    plain = np.asarray(array)
+    places = np.argsort(index, kind="stable")
+    wanted = index[places]
+    if len(index) and wanted[-1] - wanted[0] == len(index) - 1 and (np.diff(index) == 1).all():
+        return cast_to_float32(plain[wanted[0] : wanted[-1] + 1]).copy()
+    clips = np.empty((len(index), *array.shape[1:]), np.float32)
+    with np.errstate(over="ignore"):
+        for place, clip in zip(places.tolist(), wanted.tolist(), strict=True):
+            clips[place] = plain[clip]
+    return clips
+
+
 class EpochBatchSampler:
     """The batches of one epoch as lists of clip numbers, a pure function of the arguments.
 
-    The order is a permutation drawn from (seed, epoch), the same on every rank. It is cut into global batches
-    of batch_size x world_size clips, and each rank takes its slice of each, so all ranks have equally many
-    batches. `drop_last` drops an incomplete global batch, unless it is the only one: a small set is still
-    trained on. Where an incomplete global batch does not divide among the ranks, it is filled up with clips
-    from the start of the order. `start_batch` leaves out the batches that were already done before a resume.
+    The order is drawn from (seed, epoch), as `how` says (see data/order.py), the same on every rank. It is cut
+    into global batches of batch_size x world_size clips, and each rank takes its slice of each, so all ranks
+    have equally many batches. `drop_last` drops an incomplete global batch, unless it is the only one: a small
+    set is still trained on. Where an incomplete global batch does not divide among the ranks, it is filled up
+    with clips from the start of the order. `start_batch` leaves out the batches that were already done before a
+    resume.
     """
 
     def __init__(
@@ -116,6 +138,7 @@ class EpochBatchSampler:
         epoch: int = 0,
         start_batch: int = 0,
         shuffle: bool = True,
+        how: Shuffle = "full",
         drop_last: bool = True,
         rank: int = 0,
         world_size: int = 1,
@@ -128,6 +151,7 @@ class EpochBatchSampler:
         self.seed = seed
         self.epoch = epoch
         self.shuffle = shuffle
+        self.how: Shuffle = how
         self.rank = rank
         self.world_size = world_size
         num_full, rest = divmod(num_samples, batch_size * world_size)
@@ -141,14 +165,13 @@ class EpochBatchSampler:
         return self.batches_per_epoch - self.start_batch
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.arange(self.num_samples)
-        if self.shuffle:
-            generator = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
-            order = generator.permutation(self.num_samples)
+        order = make_order(self.num_samples, self.seed, self.epoch, self.shuffle, self.how)
         global_size = self.batch_size * self.world_size
         for batch in range(self.start_batch, self.batches_per_epoch):
-            clips = order[batch * global_size : (batch + 1) * global_size]
-            clips = np.concatenate([clips, np.resize(order, -len(clips) % self.world_size)])
+            clips = order.take(batch * global_size, (batch + 1) * global_size)
+            missing = -len(clips) % self.world_size
+            if missing:
+                clips = np.concatenate([clips, np.resize(order.take(0, missing), missing)])
             size = len(clips) // self.world_size
             yield clips[self.rank * size : (self.rank + 1) * size].tolist()
 
@@ -166,15 +189,35 @@ class EvaluationShard:
         _check_sizes(num_samples, batch_size, rank, world_size)
         per_rank = -(-num_samples // world_size)
         clips = range(rank * per_rank, (rank + 1) * per_rank)
-        starts = range(0, per_rank, batch_size)
-        self.batches = [[min(clip, num_samples - 1) for clip in clips[i : i + batch_size]] for i in starts]
-        self.valid_counts = [sum(clip < num_samples for clip in clips[i : i + batch_size]) for i in starts]
+        self.batches = _ShardBatches(clips, batch_size, num_samples)
+        parts = (clips[start : start + batch_size] for start in range(0, per_rank, batch_size))
+        self.valid_counts = [max(0, min(part.stop, num_samples) - part.start) for part in parts]
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[list[int], int]]:
         return zip(self.batches, self.valid_counts, strict=True)
+
+
+class _ShardBatches(Sequence[list[int]]):
+    """Lists of clip numbers, made when they are asked for; numbers beyond the set become its last clip."""
+
+    def __init__(self, clips: range, batch_size: int, num_samples: int) -> None:
+        self.clips, self.batch_size, self.num_samples = clips, batch_size, num_samples
+
+    def __len__(self) -> int:
+        return -(-len(self.clips) // self.batch_size)
+
+    @overload
+    def __getitem__(self, place: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[list[int]]: ...
+    def __getitem__(self, place: int | slice) -> list[int] | list[list[int]]:
+        if isinstance(place, slice):
+            return [self[one] for one in range(*place.indices(len(self)))]
+        start = range(len(self))[place] * self.batch_size
+        return [min(clip, self.num_samples - 1) for clip in self.clips[start : start + self.batch_size]]
 
 
 def _check_sizes(num_samples: int, batch_size: int, rank: int, world_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Label files: a name and a class for every clip, from .pkl, .json, .npz or .csv."""
+"""Label files: a name and a class for every clip, from .pkl, .json, .npz, .npy or .csv."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def read_labels(path: str | Path, label_map: Mapping[str, int] | None = None) ->
     .pkl   a pickle of (sample names, labels); only plain values are read, nothing in it is run
     .json  {"names": [...], "labels": [...]}, {name: label, ...}, or a list of labels
     .npz   arrays `labels` and, if there are any, `names`
+    .npy   the labels alone
     .csv   a table with the columns `label` and, if there are any, `name`
 
     Clips without a name are called clip_0, clip_1, ... Every fault is a DataError that tells the place in the
@@ -134,12 +135,19 @@ def _read_npz(content: bytes, where: str) -> tuple[list[Any] | None, list[Any]]:
         raise DataError(Problem(where, got, "an .npz file", hint)) from None
 
 
+def _read_npy(content: bytes, where: str) -> tuple[list[Any] | None, list[Any]]:
+    return None, _read_flat_array(io.BytesIO(content), len(content), where)
+
+
 def _read_npz_array(archive: zipfile.ZipFile, member: str, where: str) -> list[Any]:
     """A 1-D array of an archive; its sizes are checked before anything is unpacked."""
     size_bytes = archive.getinfo(member).file_size
     if size_bytes > MAX_FILE_BYTES:
         raise DataError(Problem(where, f"{size_bytes} bytes unpacked", f"at most {MAX_FILE_BYTES} bytes"))
-    stream = io.BytesIO(archive.read(member))
+    return _read_flat_array(io.BytesIO(archive.read(member)), size_bytes, where)
+
+
+def _read_flat_array(stream: io.BytesIO, size_bytes: int, where: str) -> list[Any]:
     header = read_array_header(stream, where)
     if header.dtype.hasobject:
         hint = "Text: numpy.array(names, dtype=str)."
@@ -188,6 +196,7 @@ READERS: dict[str, Callable[[bytes, str], tuple[list[Any] | None, list[Any]]]] =
     ".pkl": _read_pickle,
     ".json": _read_json,
     ".npz": _read_npz,
+    ".npy": _read_npy,
     ".csv": _read_csv,
 }
 
@@ -222,6 +231,8 @@ def _limit(problems: list[Problem], where: str) -> list[Problem]:
 
 
 def _convert_names(names: list[Any], where: str) -> list[str]:
+    if set(map(type, names)) == {str}:
+        return names
     converted, problems = [], []
     for i, name in enumerate(names):
         if isinstance(name, bytes):
@@ -241,6 +252,8 @@ def _is_number(text: str) -> bool:
 
 
 def _are_class_names(values: list[Any], label_map: Mapping[str, int] | None) -> bool:
+    if set(map(type, values)) == {int}:
+        return False
     if any(isinstance(value, str) and not _is_number(value) for value in values):
         return True
     # Classes may be called "1", "2", ...: the label map decides.
@@ -248,6 +261,8 @@ def _are_class_names(values: list[Any], label_map: Mapping[str, int] | None) -> 
 
 
 def _convert_labels(values: list[Any], where: str) -> np.ndarray:
+    if set(map(type, values)) == {int} and max(max(values), -min(values)) < LABEL_LIMIT:
+        return np.array(values, np.int64)
     labels = np.zeros(len(values), np.int64)
     problems = []
     for i, value in enumerate(values):

@@ -24,7 +24,9 @@ from kinegraph.models.folded import (
     SumLayer,
     TemporalConvolutionLayer,
 )
+from kinegraph.models.frames_first import Columns, convolve_graph, finish_block, is_worthwhile, normalise, order_joints
 from kinegraph.models.layers import fold_norm
+from kinegraph.models.winograd import convolve_over_time
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,10 +86,27 @@ class STGCN(nn.Module):
         clips, channels, frames, joints, people = x.shape
         x = x.permute(0, 4, 3, 1, 2).reshape(clips * people, joints * channels, frames)
         x = self.data_bn(x)
-        x = x.reshape(clips * people, joints, channels, frames).permute(0, 2, 3, 1)  # (N*M, C, T, V)
-        for i, block in enumerate(self.st_gcn_networks):
-            x = block(x, self.A if self.edge_importance is None else self.A * self.edge_importance[i])
+        x = x.reshape(clips * people, joints, channels, frames)
+        if self.training and is_worthwhile(x):
+            x = self._train_blocks(x)
+        else:
+            x = x.permute(0, 2, 3, 1)  # (N*M, C, T, V)
+            for i, block in enumerate(self.st_gcn_networks):
+                x = block(x, self._weigh_edges(i))
         return x.unflatten(0, (clips, people))
+
+    def _weigh_edges(self, i: int) -> Tensor:
+        """The adjacency (K, V, V) of block i."""
+        return self.A if self.edge_importance is None else self.A * self.edge_importance[i]
+
+    def _train_blocks(self, x: Tensor) -> Tensor:
+        """(N, V, C, T) -> (N, C', T', V): the blocks in the form that is fast to train on the CPU."""
+        order, columns = order_joints(self.A)
+        x = x.permute(3, 1, 0, 2)[:, order].contiguous()  # (T, V, N, C)
+        for i, block in enumerate(self.st_gcn_networks):
+            assert isinstance(block, Block)
+            x = block.train_frames_first(x, self._weigh_edges(i)[:, order[:, None], order], columns)
+        return x[:, order.argsort()].permute(2, 3, 0, 1)
 
     def fold(self) -> FoldedNetwork:
         """The same network for inference, as plain data."""
@@ -165,6 +184,24 @@ class Block(nn.Module):
             y = y + self.residual(x)
         return functional.relu(y, inplace=True)
 
+    def train_frames_first(self, x: Tensor, adjacency: Tensor, columns: Columns) -> Tensor:
+        """(T, V, N, C), (K, V, V) -> (T', V, N, C'): what `forward` computes, in training mode on the CPU."""
+        norm, _, convolution, last_norm, dropout = self.tcn
+        assert isinstance(convolution, nn.Conv2d)
+        assert convolution.bias is not None
+        y = normalise(self.gcn.train_frames_first(x, adjacency, columns), norm, relu=True)
+        stride = convolution.stride[0]
+        before = self.missing_zeros or TEMPORAL_KERNEL // 2
+        y = convolve_over_time(y, convolution.weight, convolution.bias, stride, before)
+        y = normalise(y, last_norm)
+        residual = x if self.residual is not None else None
+        if isinstance(self.residual, nn.Sequential):
+            way_round, way_norm = self.residual
+            assert isinstance(way_round, nn.Conv2d)
+            mapped = functional.linear(x[::stride].contiguous(), way_round.weight.flatten(1), way_round.bias)
+            residual = normalise(mapped, way_norm)
+        return finish_block(y, dropout.p if isinstance(dropout, nn.Dropout) else 0.0, residual)
+
     def fold(self, name: str, source: str, adjacency: NDArray[np.float32]) -> list[Layer]:
         """The block as layers that begin at the layer `source`; the last one is its result."""
         norm, _, convolution, last_norm, _ = self.tcn
@@ -216,6 +253,13 @@ class GraphConvolution(nn.Module):
         # The bias belongs to conv_k(x), so each joint receives it as often as its column of A_k weighs
         bias = self.conv.bias.reshape(subsets, self.out_channels).transpose(0, 1) @ adjacency.sum(dim=1)  # (C', V)
         return x + bias[:, None, :]
+
+    def train_frames_first(self, x: Tensor, adjacency: Tensor, columns: Columns) -> Tensor:
+        """(T, V, N, C), (K, V, V) -> (T, V, N, C')."""
+        assert self.conv.bias is not None
+        weight = self.conv.weight.flatten(1).unflatten(0, (-1, self.out_channels)).transpose(1, 2)  # (K, C, C')
+        biases = self.conv.bias.reshape(-1, self.out_channels)  # (K, C')
+        return convolve_graph(x, adjacency, weight, adjacency.sum(dim=1).T @ biases, columns)
 
     def fold(self, adjacency: NDArray[np.float32], norm: nn.Module) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Weight (K, C, C') and bias (V, C') of this convolution and the normalisation after it."""

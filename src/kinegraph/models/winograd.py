@@ -1,14 +1,14 @@
 """Convolution over time with fewer multiplications, for training on the CPU.
 
-A convolution with k taps multiplies k times for each result. Winograd's minimal filtering F(m, k) computes m results from
-m + k - 1 products: y = A [(G w) * (B x)], where x are m + k - 1 frames, w the taps, and A, B, G small constant matrices
-(S. Winograd, Arithmetic Complexity of Computations, 1980; for convolutional networks: Lavin and Gray, CVPR 2016). Large k
-would make it inexact, so that F(m, 3) is nested in F(3, 3) for nine taps (R. Agarwal and J. Cooley, New algorithms for
-digital convolution, 1977): 2.5 to 3.3 products in place of 9, with errors of some 1e-6 in float32. A stride of two is the
-sum of two convolutions, of the even and of the odd frames, with 5 and 4 taps.
+A convolution with k taps multiplies k times for each result. Winograd's minimal filtering F(m, k) computes m results
+from m + k - 1 products: y = A [(G w) * (B x)], where x are m + k - 1 frames, w the taps, and A, B, G small constant
+matrices (S. Winograd, Arithmetic Complexity of Computations, 1980; for convolutional networks: Lavin and Gray, CVPR
+2016). Large k would make it inexact, so for nine taps F(m, 3) is nested in F(3, 3) (R. Agarwal and J. Cooley, New
+algorithms for digital convolution, 1977): 2.3 to 3.3 products in place of 9, with errors of some 1e-6 in float32. A
+stride of two is the sum of two convolutions, of the even and of the odd frames, with 5 and 4 taps.
 
-Frames are the first axis here: (T, R, C), R rows (joints x clips). Every step is then a matrix product on slices that need
-no copies, and zeros before and after the clip are frames that are left out.
+Frames are the first axis here, (T, R, C), R rows (joints x clips). Every step is then a matrix product on slices that
+need no copies, and zeros before and after the clip are frames that are left out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Matrix = NDArray[np.float64]
+Matrix = NDArray[np.floating]
 INFINITY = float("inf")
 MAX_BUFFER_VALUES = 1 << 20
 
@@ -73,10 +73,12 @@ def nest(inner: Filtering, outer: Filtering) -> Filtering:
 _TWO_BY_THREE = make_filtering(2, 3, (0, 1, -1, INFINITY))
 _THREE_BY_THREE = make_filtering(3, 3, (0, 1, -1, 2, INFINITY))
 _FOUR_BY_THREE = make_filtering(4, 3, (0, 1, -1, 2, -2, INFINITY))
+_FIVE_BY_THREE = make_filtering(5, 3, (0, 1, -1, 2, -2, 0.5, INFINITY))
 
 # Number of taps -> the filterings that may be used; the plain one for clips of one or two frames
 FILTERINGS: dict[int, tuple[Filtering, ...]] = {
     9: (
+        nest(_THREE_BY_THREE, _FIVE_BY_THREE),
         nest(_THREE_BY_THREE, _FOUR_BY_THREE),
         nest(_THREE_BY_THREE, _THREE_BY_THREE),
         nest(_THREE_BY_THREE, _TWO_BY_THREE),
@@ -92,22 +94,31 @@ FILTERINGS: dict[int, tuple[Filtering, ...]] = {
 TAPS_OF_A_PHASE: dict[tuple[int, int], int] = {(9, 1): 9, (9, 2): 5}
 
 
-def choose_filtering(num_taps: int, num_frames: int) -> Filtering:
+def choose_filtering(num_taps: int, num_frames: int, num_channels: int) -> Filtering:
     """The one with the fewest products for so many frames of the result; partly used tiles count as whole ones."""
-    return min(FILTERINGS[num_taps], key=lambda f: -(-num_frames // f.results.shape[0]) * f.results.shape[1])
+
+    def count_products(filtering: Filtering) -> int:
+        size, points = filtering.results.shape
+        # Per channel of a row, forward and backward: mixing of channels; transforms of frames and of results
+        products = 3 * num_channels + 3 * filtering.frames.shape[1] + 2 * size
+        return -(-num_frames // size) * points * products
+
+    return min(FILTERINGS[num_taps], key=count_products)
 
 
-@functools.cache
-def _find_matrices(num_taps: int, num_frames: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+@functools.lru_cache(maxsize=256)
+def _find_matrices(
+    num_taps: int, num_frames: int, num_channels: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
     """results (m, P), taps (P, k), frames (P, m + k - 1)."""
-    chosen = choose_filtering(num_taps, num_frames)
+    chosen = choose_filtering(num_taps, num_frames, num_channels)
     matrices = (chosen.results, chosen.taps, chosen.frames)
     results, taps, frames = (torch.from_numpy(np.ascontiguousarray(matrix)).to(dtype) for matrix in matrices)
     return results, taps, frames
 
 
 def convolve_over_time(x: Tensor, weight: Tensor, bias: Tensor, stride: int, before: int) -> Tensor:
-    """(T, R, C), weight (C', C, k, 1), bias (C',) -> (ceil(T / stride), R, C'), with gradients of the first order.
+    """(T, V, N, C), weight (C', C, k, 1), bias (C',) -> (ceil(T / stride), V, N, C'), with first derivatives.
 
     `before` zeros stand before the first frame and k - 1 - before behind the last. k must be 9, stride 1 or 2.
     """
@@ -142,7 +153,7 @@ class _Plan:
 
 def _make_plan(x: Tensor, num_taps: int, stride: int, before: int) -> tuple[_Plan, tuple[Tensor, Tensor, Tensor]]:
     num_results = -(-x.shape[0] // stride)
-    matrices = _find_matrices(TAPS_OF_A_PHASE[num_taps, stride], num_results, x.dtype)
+    matrices = _find_matrices(TAPS_OF_A_PHASE[num_taps, stride], num_results, x.shape[2], x.dtype)
     tile, window = matrices[0].shape[0], matrices[2].shape[1]
     return _Plan(x.shape[0], num_results, stride, before, tile, window), matrices
 
@@ -174,24 +185,27 @@ class _Convolution(torch.autograd.Function):
         ctx.stride, ctx.before = stride, before
         weights = _transform_weight(weight, taps, stride)
         points, before_channels, channels = weights[0].shape
+        shape, x = x.shape, x.flatten(1, 2)
         y = x.new_empty(plan.num_results, x.shape[1], channels)
         for rows in _cut_rows(x.shape[1], points * max(before_channels, channels)):
             part, part_y = x[:, rows].flatten(1), y[:, rows].flatten(1)
             count = rows.stop - rows.start
             for first, size in plan.list_tiles():
+                total = x.new_empty(points, count, channels)
                 for phase in range(stride):
                     clip, columns = plan.cut_window(first, phase)
                     seen = (frames[:, columns] @ part[clip]).view(points, count, before_channels)
-                    total = torch.bmm(seen, weights[0]) if phase == 0 else total.baddbmm_(seen, weights[phase])
-                _multiply_into(part_y[first : first + size], results[:size], total.view(points, -1))
-        return y.add_(bias)
+                    total.baddbmm_(seen, weights[phase], beta=min(phase, 1))
+                torch.mm(results[:size], total.view(points, -1), out=part_y[first : first + size])
+        y += bias
+        return y.view(-1, *shape[1:3], channels)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         plan, (results, taps, frames) = _make_plan(x, weight.shape[2], ctx.stride, ctx.before)
-        grad = grad.contiguous()
+        shape, x, grad = x.shape, x.flatten(1, 2), grad.contiguous().flatten(1, 2)
         weights = _transform_weight(weight, taps, ctx.stride)
         points, before_channels, channels = weights[0].shape
         needs_x = ctx.needs_input_grad[0]
@@ -210,11 +224,8 @@ class _Convolution(torch.autograd.Function):
                     if part_x is not None:
                         back = torch.bmm(spread, weights[phase].transpose(1, 2)).view(points, -1)
                         part_x[clip].addmm_(frames[:, columns].T, back)
+        grad_x = grad_x if grad_x is None else grad_x.view(shape)
         return grad_x, _gather_taps(weight, taps, grad_weights), grad.sum((0, 1)), None, None
-
-
-def _multiply_into(target: Tensor, left: Tensor, right: Tensor) -> None:
-    torch.mm(left, right, out=target)
 
 
 def _gather_taps(weight: Tensor, taps: Tensor, grad_weights: list[Tensor]) -> Tensor:

@@ -6,16 +6,18 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from kinegraph.backends.model_file import ModelFile, find_kind
 from kinegraph.errors import Problem, UserError
-from kinegraph.models.folded import FoldedNetwork
-from kinegraph.online.model import OnlineModel, Steps
+from kinegraph.online.model import OnlineModel
 from kinegraph.online.numpy_steps import NumpySteps
+from kinegraph.online.onnx_steps import OnnxSteps, is_step_form
 from kinegraph.online.window import WindowSteps
 from kinegraph.remote import fetch
-from kinegraph.runtime import ModelDescription
 from kinegraph.runtime import load as load_predictor
+from kinegraph.threads import count_threads
 
 Mode = Literal["auto", "step", "window"]
+MODES = ("auto", "step", "window")
 WINDOW_FRAMES = 64
 WINDOW_STRIDE = 8
 
@@ -26,51 +28,43 @@ def load(
     key: str = "",
     window_frames: int = WINDOW_FRAMES,
     window_stride: int = WINDOW_STRIDE,
+    threads: int = 0,
 ) -> OnlineModel:
     """Open a .pth or .onnx model for frame by frame inference.
 
     mode     step: the network is carried out once per frame, exactly; window: the last `window_frames` frames are
              classified anew every `window_stride` frames, which any model can; auto: step where the model can
     key      of an encrypted checkpoint; default: the environment variable KINEGRAPH_ENCRYPTION_KEY
+    threads  of onnxruntime and of the backend of a window; 0: all cores of this process
 
     Raises CheckpointError for a file that cannot be read, UserError where mode is "step" and the model has no such
     form.
     """
+    if mode not in MODES or min(window_frames, window_stride) < 1:
+        got = f"mode {mode!r}, window_frames {window_frames}, window_stride {window_stride}"
+        raise UserError(Problem("online load", got, f"one of {', '.join(MODES)}, and frames of at least 1"))
     path = fetch(path)
-    key = key or os.environ.get("KINEGRAPH_ENCRYPTION_KEY", "")
-    if mode not in ("auto", "step", "window"):
-        raise UserError(Problem("mode", repr(mode), "auto, step or window"))
+    file = ModelFile(path, find_kind(path), key or os.environ.get("KINEGRAPH_ENCRYPTION_KEY", ""))
+    if file.kind == "onnx" and is_step_form({entry.key: entry.value for entry in file.proto.metadata_props}):
+        steps = OnnxSteps(path, count_threads(threads))
+        return OnlineModel(str(path), steps, steps.description)
     if mode != "window":
-        network, description, reason = _read_network(path, key)
-        if network is not None and not reason:
-            return OnlineModel(str(path), NumpySteps(network), description)
+        obstacle = _find_obstacle(file)
+        if not obstacle:
+            return OnlineModel(str(path), NumpySteps(file.demand_network("online")), file.description)
         if mode == "step":
-            hint = "Use mode='window'."
-            raise UserError(Problem(str(path), reason, "a network that can be carried out frame by frame", hint))
-    predictor = load_predictor(path, key=key)
-    steps: Steps = WindowSteps(predictor, window_frames, window_stride)
-    return OnlineModel(str(path), steps, predictor.description)
+            expected = "a model that can be carried out frame by frame"
+            hint = "Use mode='window', or train with the recipe `online`."
+            raise UserError(Problem(str(path), obstacle, expected, hint))
+    predictor = load_predictor(path, key=file.key, threads=threads)
+    return OnlineModel(str(path), WindowSteps(predictor, window_frames, window_stride), predictor.description)
 
 
-def _read_network(path: Path, key: str) -> tuple[FoldedNetwork | None, ModelDescription, str]:
-    """The folded network, what the file says, and why it has no form step by step, or ''."""
-    if path.suffix.lower() == ".onnx":
-        network, description = None, load_predictor(path).description
-        reason = "an ONNX file without a folded network"
-    else:
-        network, description = _read_checkpoint(path, key)
-        reason = f"a {description.metadata['model']['model_type']} network, which sees all frames at once"
-    if network is not None:
-        reason = ""
-    return network, description, reason
-
-
-def _read_checkpoint(path: Path, key: str) -> tuple[FoldedNetwork | None, ModelDescription]:
-    from kinegraph.models import Foldable
-    from kinegraph.models.checkpoint import build_from_checkpoint, read_checkpoint
-    from kinegraph.runtime import describe_checkpoint
-
-    checkpoint = read_checkpoint(path, key)
-    model = build_from_checkpoint(checkpoint, str(path))
-    network: FoldedNetwork | None = model.fold() if isinstance(model, Foldable) else None
-    return network, describe_checkpoint(checkpoint, str(path))
+def _find_obstacle(file: ModelFile) -> str:
+    """Why a model has no form step by step, or ''."""
+    pipeline = file.description.pipeline
+    if file.network is None:
+        return "a network that sees all frames at once"
+    if pipeline is not None and not pipeline.is_causal:
+        return "an input pipeline that looks at whole clips"
+    return ""

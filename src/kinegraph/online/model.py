@@ -32,6 +32,8 @@ class Steps(Protocol):
     num_classes: int
     pools_itself: bool
     """Its logits are about all that it remembers, so that no mean over time is taken of them."""
+    takes_raw_frames: bool
+    """It brings the input pipeline itself."""
 
     def start(self, num_people: int) -> Memory:
         """The memory before the first frame, each array with N people along its first axis."""
@@ -69,6 +71,11 @@ class OnlineModel:
         return self.description.layout
 
     @property
+    def frames_per_second(self) -> float:
+        """Of the data that the model was trained with; 0.0: unknown."""
+        return self.pipeline.options.frames_per_second if self.pipeline.options else 0.0
+
+    @property
     def delay_frames(self) -> int:
         """The answer after a frame is about frames up to so many before it."""
         return self.steps.delay_frames
@@ -93,6 +100,8 @@ class OnlineModel:
             kept = 1 if self.steps.pools_itself else -(-(pooling_frames or 1) // self.steps.total_stride)
             arrays["recent"] = np.zeros((num_people, kept, classes))
         arrays |= {MEMORY + key: array for key, array in self.steps.start(num_people).items()}
+        if not self.steps.takes_raw_frames:
+            arrays |= {INPUT + key: array for key, array in self.pipeline.start(num_people).items()}
         return State(0, arrays)
 
     def step(self, frames: NDArray[Any], state: State) -> tuple[NDArray[np.float64], State]:
@@ -129,8 +138,10 @@ class OnlineModel:
 
     def _advance(self, frame: Array, state: State) -> State:
         arrays = dict(state.arrays)
-        memory = {key.removeprefix(MEMORY): array for key, array in arrays.items() if key.startswith(MEMORY)}
-        logits, memory = self.steps.step(frame, state.phase, memory)
+        if not self.steps.takes_raw_frames:
+            frame, seen = self.pipeline.step(frame, _pick(arrays, INPUT))
+            arrays |= {INPUT + key: array for key, array in seen.items()}
+        logits, memory = self.steps.step(frame, state.phase, _pick(arrays, MEMORY))
         arrays |= {MEMORY + key: array for key, array in memory.items()}
         if logits is not None:
             self._pool(logits, arrays)
@@ -148,6 +159,11 @@ class OnlineModel:
             kept = arrays["recent"].shape[1]
             arrays["recent"] = np.concatenate([arrays["recent"][:, 1:], newest[:, None]], axis=1)
             arrays["count"] = np.minimum(arrays["count"] + valid, kept)
+
+
+def _pick(arrays: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    """The arrays whose key has the prefix, without it."""
+    return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
 
 
 def _refuse(values: NDArray[Any], where: str, expected: str) -> DataError:

@@ -33,6 +33,7 @@ class NumpySteps:
     """Carries out the steps of one network. It holds weights only: what changes is in the memory that it is given."""
 
     pools_itself = False
+    takes_raw_frames = False
 
     def __init__(self, network: FoldedNetwork) -> None:
         self.network = network

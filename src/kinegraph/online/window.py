@@ -17,6 +17,7 @@ class WindowSteps:
     delay_frames = 0
     first_valid_frame = 0
     pools_itself = True
+    takes_raw_frames = True
 
     def __init__(self, predictor: Predictor, window_frames: int, stride: int) -> None:
         assert predictor.pipeline is not None

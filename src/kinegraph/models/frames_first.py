@@ -1,0 +1,178 @@
+"""Parts of a training step on the CPU with frames as the first axis and channels as the last: (T, V, N, C).
+
+There every mixing of channels, joints or frames is a matrix product on slices, without copies. The result of each is
+what torch.nn's own layers give, up to rounding. docs/performance.md says what it brings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+Columns = tuple[tuple[int, int], ...]
+MIN_CELLS = 4096
+"""Clips x people x joints x frames; measured against the layers of torch.nn."""
+LANES = 4
+LANE_VALUES = 1 << 16
+
+
+def is_worthwhile(x: Tensor) -> bool:
+    """Whether a training step on (N, V, C, T) should take this form.
+
+    For the CPU only: cuDNN has its own ways. In a small batch the weights, which are transformed in each step, cost
+    more than what is saved.
+    """
+    cells = x.shape[0] * x.shape[1] * x.shape[3]
+    return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and cells >= MIN_CELLS
+
+
+def order_joints(adjacency: Tensor) -> tuple[Tensor, Columns]:
+    """(K, V, V) -> an order of the joints (V,), and for each subset the range of columns in it that are not all zero.
+
+    Many joints have no neighbours in some subset. In this order they stand together, so that they can be left out.
+    """
+    used = (adjacency != 0).any(dim=1).cpu().tolist()  # (K, V)
+    num_joints = adjacency.shape[1]
+    before_last = used[-2] if len(used) > 1 else used[-1]
+    order = sorted(range(num_joints), key=lambda joint: (used[-1][joint], not before_last[joint]))
+    columns = []
+    for subset in used:
+        places = [place for place, joint in enumerate(order) if subset[joint]]
+        columns.append((places[0], places[-1] + 1) if places else (0, 0))
+    return torch.tensor(order), tuple(columns)
+
+
+def convolve_graph(x: Tensor, adjacency: Tensor, weight: Tensor, bias: Tensor, columns: Columns) -> Tensor:
+    """y[w] = sum over k, v of x[v] * adjacency[k, v, w] @ weight[k] + bias[w], with gradients of the first order.
+
+    x (T, V, N, C), adjacency (K, V, V), weight (K, C, C'), bias (V, C') -> (T, V, N, C'). `columns`: which columns of
+    each subset may differ from zero, from `order_joints`.
+    """
+    result: Tensor = _GraphConvolution.apply(x, adjacency, weight, bias, columns)
+    return result
+
+
+class _GraphConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, adjacency: Tensor, weight: Tensor, bias: Tensor, columns: Columns) -> Tensor:
+        ctx.save_for_backward(x, adjacency, weight)
+        ctx.columns = columns
+        frames, joints, clips, _ = x.shape
+        y = bias[None, :, None].expand(frames, joints, clips, weight.shape[2]).contiguous()
+        for subset, (first, last) in enumerate(columns):
+            if last > first:
+                mixed = _mix(x, adjacency[subset, :, first:last])
+                _add_product(y[:, first:last], mixed, weight[subset])
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None]:
+        x, adjacency, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        flat_x = x.flatten(2)  # (T, V, N * C)
+        grad_x = torch.zeros_like(flat_x)
+        grad_adjacency, grad_weight = torch.zeros_like(adjacency), torch.zeros_like(weight)
+        for subset, (first, last) in enumerate(ctx.columns):
+            if last <= first:
+                continue
+            own = adjacency[subset, :, first:last]
+            rows = grad[:, first:last].reshape(-1, weight.shape[2])
+            torch.mm(_mix(x, own).view(-1, weight.shape[1]).T, rows, out=grad_weight[subset])
+            grad_mixed = torch.mm(rows, weight[subset].T).view(len(x), last - first, -1)  # (T, w, N * C)
+            grad_x.baddbmm_(own.expand(len(x), -1, -1), grad_mixed)
+            grad_adjacency[subset, :, first:last] = torch.bmm(flat_x, grad_mixed.transpose(1, 2)).sum(dim=0)
+        return grad_x.view(x.shape), grad_adjacency, grad_weight, grad.sum(dim=(0, 2)), None
+
+
+def _mix(x: Tensor, adjacency: Tensor) -> Tensor:
+    """(T, V, N, C), (V, w) -> (T, w, N, C)."""
+    mixed = torch.bmm(adjacency.T.expand(len(x), -1, -1), x.flatten(2))
+    return mixed.view(len(x), adjacency.shape[1], *x.shape[2:])
+
+
+def _add_product(target: Tensor, rows: Tensor, weight: Tensor) -> None:
+    """target (T, w, N, C') += rows (T, w, N, C) @ weight (C, C')."""
+    if target.is_contiguous():
+        target.view(-1, target.shape[3]).addmm_(rows.view(-1, rows.shape[3]), weight)
+    else:
+        frames = len(target)
+        target.flatten(1, 2).baddbmm_(rows.flatten(1, 2), weight.expand(frames, -1, -1))
+
+
+def normalise(x: Tensor, norm: nn.Module, relu: bool = False) -> Tensor:
+    """BatchNorm2d in training mode over (T, V, N, C), and ReLU after it."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    result: Tensor = _Normalisation.apply(x, norm.weight, norm.bias, norm, relu)
+    return result
+
+
+class _Normalisation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
+        momentum = 0.0 if norm.momentum is None else norm.momentum
+        statistics = (norm.running_mean, norm.running_var, True, momentum, norm.eps)
+        y, mean, inverse = torch.native_batch_norm(x.permute(0, 3, 1, 2), weight, bias, *statistics)
+        y = y.permute(0, 2, 3, 1)
+        if relu:
+            y = y.relu_()
+        ctx.save_for_backward(x, weight, mean, inverse, y if relu else None)
+        ctx.epsilon = norm.eps
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, weight, mean, inverse, y = ctx.saved_tensors
+        if y is not None:
+            grad = torch.ops.aten.threshold_backward(grad, y, 0)
+        images = (grad.contiguous().permute(0, 3, 1, 2), x.permute(0, 3, 1, 2))
+        grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            *images, weight, None, None, mean, inverse, True, ctx.epsilon, [True, True, True]
+        )
+        return grad_x.permute(0, 2, 3, 1), grad_weight, grad_bias, None, None
+
+
+def finish_block(x: Tensor, rate: float, residual: Tensor | None) -> Tensor:
+    """relu(dropout(x) + residual), for tensors of one shape."""
+    result: Tensor = _BlockEnd.apply(x, draw_mask(x, rate) if rate > 0 else None, residual)
+    return result
+
+
+class _BlockEnd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor | None, residual: Tensor | None) -> Tensor:
+        if residual is None:
+            y = x.clone() if mask is None else x * mask
+        else:
+            y = x + residual if mask is None else torch.addcmul(residual, x, mask)
+        ctx.save_for_backward(y.relu_(), mask)
+        ctx.has_residual = residual is not None
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None]:
+        y, mask = ctx.saved_tensors
+        grad = torch.ops.aten.threshold_backward(grad, y, 0)
+        return grad if mask is None else grad * mask, None, grad if ctx.has_residual else None
+
+
+def draw_mask(x: Tensor, rate: float) -> Tensor:
+    """What dropout multiplies x with: 0, or 1 / (1 - rate). From torch's generator, 16 bits for each value.
+
+    torch.nn.Dropout draws 64 bits for each, which took 8 % of a training step. The share of zeros is `rate` up to
+    1 / 65536, and the factor of the others is the one that belongs to that share.
+    """
+    mask = torch.empty_like(x)
+    if rate >= 1:
+        return mask.zero_()
+    kept = min(max(round((1 - rate) * LANE_VALUES), 1), LANE_VALUES - 1)
+    draws = torch.empty(-(-x.numel() // LANES), dtype=torch.int64).random_(-(2**63), None)
+    torch.lt(draws.view(torch.int16)[: x.numel()].view(x.shape), kept - LANE_VALUES // 2, out=mask)
+    return mask.mul_(LANE_VALUES / kept)
