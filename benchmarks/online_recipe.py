@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/online_recipe.py --data ../shared/data/nw_ucla.npz
 
 NW-UCLA, cross-view, through the public actions. The same command resumes runs that were stopped. Every side trains on
-all clips of views 1 and 2 for the recipe's number of epochs; the test view is given to evaluate once for each model, with
-the last epoch, which nothing chose. val_dataset is a copy of one training subject's clips, only to watch.
+all clips of views 1 and 2 for the recipe's number of epochs; the test view is given to evaluate once for each model,
+with the last epoch, which nothing chose. val_dataset is a copy of one training subject's clips, only to watch.
 """
 
 from __future__ import annotations

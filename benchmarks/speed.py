@@ -4,9 +4,9 @@
 
 Each comparison runs its two sides in processes of their own, which both prepare and warm up and then take turns, one
 run each: what disturbs the machine disturbs both. Reported are the medians and the median of the ratios of neighbouring
-runs, reference / ours. The reference is tests/reference/st_gcn_original.py in eager PyTorch with the same threads. Sides that
-cannot run here (a backend that is not installed) are listed with the reason. The results are written by commit into
-benchmarks/results/speed.json, and as a table between the markers of docs/performance.md.
+runs, reference / ours. The reference is tests/reference/st_gcn_original.py in eager PyTorch with the same threads.
+Sides that cannot run here (a backend that is not installed) are listed with the reason. The results are written by
+commit into benchmarks/results/speed.json, and as a table between the markers of docs/performance.md.
 """
 
 from __future__ import annotations

@@ -296,6 +296,14 @@ def test_a_missing_package_is_named_with_the_way_to_get_it(name: str, monkeypatc
         open_backend(ModelFile(find_model(), "torch"), name, "", 1)
 
 
+def test_tensorrt_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kinegraph.backends.tensorrt_backend.is_installed", lambda _: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for device, got in (("", "no GPU that PyTorch finds"), ("cuda", "no GPU"), ("cpu", "'cpu'")):
+        with pytest.raises(UserError, match=f"device: got {got}.*expected an NVIDIA GPU"):
+            open_backend(ModelFile(find_model(), "torch"), "tensorrt", device, 1)
+
+
 def test_names_of_backends() -> None:
     assert ALIASES == {"onnx": "onnxruntime"}
     assert type(load(find_exported(), "onnx").backend) is type(load(find_exported(), "onnxruntime").backend)

@@ -71,6 +71,18 @@ def test_padding_and_absent_people_do_not_count_in_the_mean() -> None:
         torch.testing.assert_close(model(padded), model(x), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("frames", [1, 5, 9, 11])
+def test_mean_takes_results_at_their_own_frames(frames: int) -> None:
+    """A causal network does not see what follows: a clip and the same with zeros after it are one."""
+    model = make_trained("EF-GCN", "causal", "spatial")
+    x = torch.randn(2, 4, frames, 17, 1)
+    padded = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 7))
+    with torch.no_grad():
+        expected = model.fcn(model.forward_features(x).mean(dim=(1, 3, 4)))
+        torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(padded), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_real_frames_end_with_the_last_value() -> None:
     x = torch.zeros(2, 3, 5, 4, 2)
     x[0, 1, 1, 2, 0] = 1  # a frame of zeros before it belongs to the clip

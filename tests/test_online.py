@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,12 +16,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from kinegraph import online
+from kinegraph.cli import main
 from kinegraph.data.pipeline import InputPipeline, build_pipeline
-from kinegraph.errors import DataError, UserError
+from kinegraph.errors import CheckpointError, DataError, UserError
 from kinegraph.models import MODELS, build_model
 from kinegraph.models.checkpoint import Checkpoint, write_checkpoint
 from kinegraph.models.folded import INPUT, ConcatenationLayer, FoldedNetwork, SumLayer, TemporalConvolutionLayer
 from kinegraph.online.numpy_steps import NumpySteps
+from kinegraph.online.onnx_steps import OnnxSteps
 from kinegraph.online.schedule import make_schedule
 from kinegraph.skeleton.layouts import get_layout
 from kinegraph.spec import ModelSpec
@@ -192,6 +195,37 @@ def test_pipeline_and_network_together_equal_offline(tmp_path: Path, options: di
         probabilities, state = model.step(clip[:, :, frames - 1, :, 0], state)
         offline = torch.from_numpy(pipeline(clip[:, :, :frames]))
         np.testing.assert_allclose(probabilities, classify(network, offline), atol=1e-5)
+
+
+@pytest.mark.parametrize("options", PIPELINES[:2], ids=["hold", "first"])
+def test_exported_step_equals_the_checkpoint(tmp_path: Path, options: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    write_online_model(tmp_path / "model.pth", **options)
+    overrides = [f"export.checkpoint={tmp_path / 'model.pth'}", "export.form=step", f"results_dir={tmp_path}"]
+    assert main(["export", *overrides]) == 0
+    exported = online.load(tmp_path / "model_step.onnx")
+    original = online.load(tmp_path / "model.pth", mode="step")
+    assert type(exported.steps) is OnnxSteps and exported.class_names == original.class_names
+    clip = make_clip(2, 11)[..., 0].numpy()
+    ours, theirs = original.start(2, 6), exported.start(2, 6)
+    for frame in range(11):
+        expected, ours = original.step(clip[:, :, frame], ours)
+        probabilities, theirs = exported.step(clip[:, :, frame], theirs)
+        np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    back = online.state_from_bytes(theirs.to_bytes(), like=exported.start(1, 6))
+    again, _ = exported.step(clip[:, :, 0], back)
+    expected, _ = original.step(clip[:, :, 0], ours)
+    np.testing.assert_allclose(again, expected, atol=1e-5)
+    _write_with_damaged_metadata(tmp_path / "model_step.onnx", tmp_path / "damaged.onnx")
+    with pytest.raises(CheckpointError, match=r"damaged metadata kinegraph\.step"):
+        online.load(tmp_path / "damaged.onnx")
+
+
+def _write_with_damaged_metadata(source: Path, target: Path) -> None:
+    model = onnx.load(source)
+    for entry in model.metadata_props:
+        if entry.key == "kinegraph.step":
+            entry.value = entry.value.replace('"total_stride": 4', '"total_stride": 0')
+    onnx.save(model, target)
 
 
 def test_pipeline_that_looks_ahead_takes_a_window(tmp_path: Path) -> None:

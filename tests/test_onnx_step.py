@@ -26,8 +26,9 @@ from kinegraph.models.folded import (
     TemporalConvolutionLayer,
     TemporalMaximumLayer,
 )
+from kinegraph.online.onnx_steps import INITIAL, STEP_KEY
 from kinegraph.onnx_graph import MIN_OPSET
-from kinegraph.onnx_step import INITIAL, STEP_KEY, describe_step, write_step_form
+from kinegraph.onnx_step import describe_step, write_step_form
 from kinegraph.runtime import load
 from model_files import CLASS_NAMES, write_model
 from reference.folded_plain import Weights, apply_plainly, compute_plainly

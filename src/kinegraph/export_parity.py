@@ -16,8 +16,8 @@ from kinegraph.errors import ParityError, Problem
 from kinegraph.model_description import ModelDescription
 from kinegraph.models.folded import FoldedNetwork
 from kinegraph.models.folded_torch import FoldedModel
+from kinegraph.online.onnx_steps import FRAME_NAME, INITIAL, IS_NEW_NAME, LOGITS_NAME, PHASE_NAME, STEP_KEY
 from kinegraph.onnx_graph import INPUT_NAME, OUTPUT_NAME
-from kinegraph.onnx_step import FRAME_NAME, INITIAL, IS_NEW_NAME, LOGITS_NAME, PHASE_NAME, STEP_KEY
 
 TOLERANCE = 1e-4
 PARITY_SHAPES = ((1, 1, 1), (3, 7, 1), (2, 30, 2), (1, 64, 2), (1, 300, 1))

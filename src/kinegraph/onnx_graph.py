@@ -99,7 +99,7 @@ def write_clip_form(
         results[layer.name] = write_layer(
             writer, layer, [results[name] for name in layer.inputs], count_zeros(layer, network.padding)
         )
-    write_head(writer, network, write_mean(writer, network, results[network.layers[-1].name], sizes, frames))
+    write_head(writer, network, write_mean(writer, network, results[network.layers[-1].name], sizes))
     given = helper.make_tensor_value_info(
         INPUT_NAME, TensorProto.FLOAT, ["batch", network.num_channels, "frames", network.num_joints, "people"]
     )
@@ -203,7 +203,7 @@ def _mix_parts(writer: GraphWriter, layer: GraphConvolutionLayer, parts: Sequenc
     ]
 
 
-def write_mean(writer: GraphWriter, network: FoldedNetwork, features: str, sizes: str, frames: str) -> str:
+def write_mean(writer: GraphWriter, network: FoldedNetwork, features: str, sizes: str) -> str:
     """(N*M, C', T', V) -> the mean over people, frames and joints (N, C')."""
     clips = writer.add("Gather", [sizes, writer.store_numbers(0)], "num_clips", axis=0)
     channels = network.head_weight.shape[0]
@@ -216,12 +216,13 @@ def write_mean(writer: GraphWriter, network: FoldedNetwork, features: str, sizes
     lengths = writer.add("Gather", [lengths, writer.store_numbers(2)], "num_results", axis=0)
     shape = writer.add("Concat", [clips, writer.store_numbers(-1, channels), lengths], "people_shape", axis=0)
     by_person = writer.add("Reshape", [mean, shape], "people_features")  # (N, M, C', T')
-    weights = _write_frame_weights(writer, frames, lengths)
+    stride = network.find_strides()[network.layers[-1].name]
+    weights = _write_frame_weights(writer, stride)
     weights = writer.add("Unsqueeze", [weights, writer.store_numbers(2)], "weights")  # (N, M, 1, T')
     return writer.reduce("ReduceSum", writer.add("Mul", [by_person, weights], "weighted"), (1, 3), "features")
 
 
-def _write_frame_weights(writer: GraphWriter, frames: str, lengths: str) -> str:
+def _write_frame_weights(writer: GraphWriter, stride: int) -> str:
     """How much each result counts (N, M, T'); each clip's add up to 1. See models/layers.py, mean_over_real_frames."""
     size = writer.reduce(
         "ReduceMax", writer.add("Abs", [INPUT_NAME], "sizes_of_values"), (1, 3), "largest"
@@ -233,11 +234,8 @@ def _write_frame_weights(writer: GraphWriter, frames: str, lengths: str) -> str:
     present = writer.reduce("ReduceMax", later, (1, 2), "is_present", keepdims=1)
     one = writer.store("one", np.array(1, np.float32))
     later = writer.add("Add", [later, writer.add("Sub", [one, present], "is_absent")], "is_counted")
-    # T' results of T frames: every ceil(T / T')th frame
-    numerator = writer.add("Sub", [writer.add("Add", [frames, lengths], "sum"), writer.store_numbers(1)], "numerator")
-    stride = writer.add("Div", [numerator, lengths], "frames_per_result")
-    end, axes = writer.store_numbers(np.iinfo(np.int64).max), writer.store_numbers(2)
-    chosen = writer.add("Slice", [later, writer.store_numbers(0), end, axes, stride], "is_counted/results")
+    numbers = [writer.store_numbers(number) for number in (0, np.iinfo(np.int64).max, 2, stride)]
+    chosen = writer.add("Slice", [later, *numbers], "is_counted/results")
     return writer.add("Div", [chosen, writer.reduce("ReduceSum", chosen, (1, 2), "count", keepdims=1)], "shares")
 
 

@@ -106,7 +106,7 @@ def write_quantized_form(
         if is_quantized(layer) or layer.name in read_in_integers:
             result = writer.round(result, layer.name)
         results[layer.name] = result
-    write_head(writer, network, write_mean(writer, network, results[network.layers[-1].name], sizes, frames))
+    write_head(writer, network, write_mean(writer, network, results[network.layers[-1].name], sizes))
     shape: list[str | int | None] = ["batch", network.num_channels, "frames", network.num_joints, "people"]
     given = helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, shape)
     answer = helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, ["batch", network.num_classes])

@@ -32,16 +32,20 @@ from kinegraph.models.folded import (
     TemporalConvolutionLayer,
     TemporalMaximumLayer,
 )
+from kinegraph.online.onnx_steps import (
+    FRAME_NAME,
+    IS_NEW_NAME,
+    LOGITS_NAME,
+    NEW_STATE,
+    PHASE_NAME,
+    STATE,
+    STEP_KEY,
+    STEP_VERSION,
+)
 from kinegraph.online.schedule import Schedule, Timing, make_schedule, measure_span
 from kinegraph.onnx_graph import MIN_OPSET, GraphWriter, add_up, finish, write_head
 from kinegraph.onnx_structure import mixes_joints_first
 from kinegraph.storage import dump_json
-
-STEP_KEY = "kinegraph.step"
-STEP_VERSION = 1
-FRAME_NAME, PHASE_NAME, LOGITS_NAME, IS_NEW_NAME = "frame", "phase", "logits", "is_new"
-STATE, NEW_STATE = "state.", "new_state."
-INITIAL = {"zero": 0.0, "minus_infinity": -np.inf}
 
 
 @dataclass(frozen=True)

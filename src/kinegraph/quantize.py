@@ -23,8 +23,8 @@ def calibrate(network: FoldedNetwork, batches: Iterable[Array]) -> Quantization:
 
     The latter, the joints that were mixed, go by the name of the layer and "/mixed". A range reaches from the least to
     the largest value. Narrower ones, which cut large values for finer steps, were measured on ST-GCN trained on
-    NW-UCLA (root mean square of the change of the logits, relative): all values 0.040, least squared error 0.065,
-    99.999 percent of the values 0.058, 99.99 percent 0.169. Rare large values are what classes are told by.
+    NW-UCLA (200 training clips, root mean square of the change of the logits, relative): all values 0.013, 99.999
+    percent of the values 0.040, 99.99 percent 0.125. Rare large values are what classes are told by.
     """
     model = FoldedModel(network).eval()
     ranges = dict.fromkeys(list_tensors(network), (0.0, 0.0))

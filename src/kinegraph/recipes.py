@@ -1,4 +1,4 @@
-"""Recipes: values for the options of training that belong together, by name. `kinegraph template train --recipe NAME`."""
+"""Recipes: values for the options of training that belong together. `kinegraph template train --recipe NAME`."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kinegraph.data.pipeline import InputPipeline
-from kinegraph.errors import CheckpointError, DataError, Problem
+from kinegraph.errors import CheckpointError, DataError, KinegraphError, Problem
 from kinegraph.model_description import METADATA_PREFIX, ModelDescription
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class OnnxInterface:
     def _run(self, x: Array, run: Callable[[Array], Array]) -> Array:
         try:
             return np.asarray(run(x), np.float32)
+        except KinegraphError:
+            raise
         except Exception as error:  # each runtime raises types of its own; a foreign file may promise too many axes
             reason = " ".join(str(error).split())[:200]
             got = f"an error of the runtime for clips {x.shape} ({reason})"

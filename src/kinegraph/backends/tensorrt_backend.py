@@ -31,9 +31,9 @@ class TensorrtBackend:
         import torch
 
         if device == "cpu" or not torch.cuda.is_available():
-            got = repr(device or "no GPU that PyTorch finds")
-            hint = "TensorRT needs an NVIDIA GPU and PyTorch with CUDA; on the CPU use another backend."
-            raise UserError(Problem("device", got, "cuda" if device == "cpu" else "cpu", hint))
+            got = repr(device) if device == "cpu" else "no GPU that PyTorch finds"
+            hint = "TensorRT needs PyTorch with CUDA; on the CPU use another backend."
+            raise UserError(Problem("device", got, "an NVIDIA GPU", hint))
         self.device = torch.device(device or "cuda")
         self.path = str(file.path)
         self.content = file.make_onnx("tensorrt")
@@ -77,7 +77,7 @@ class TensorrtBackend:
         logger = tensorrt.Logger(tensorrt.Logger.ERROR)
         with torch.cuda.device(self.device):
             builder = tensorrt.Builder(logger)
-            network = builder.create_network(1 << int(tensorrt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
+            network = builder.create_network(0)
             parser = tensorrt.OnnxParser(network, logger)
             if not parser.parse(self.content):
                 reason = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))[:200]

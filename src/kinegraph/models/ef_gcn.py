@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 STAGES = (64, 64, 128)
 """Channels; each stage but the first begins with stride 2."""
+TOTAL_STRIDE = 2 ** (len(STAGES) - 1)
 TEMPORAL_KERNEL = 5
 
 
@@ -74,7 +75,7 @@ class EFGCN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, T, V, M) -> (N, classes)."""
         features = self.forward_features(x)  # (N, M, C', T', V)
-        logits: Tensor = self.fcn(self.dropout(mean_over_real_frames(features, x)))
+        logits: Tensor = self.fcn(self.dropout(mean_over_real_frames(features, x, TOTAL_STRIDE)))
         return logits
 
     def forward_features(self, x: Tensor) -> Tensor:

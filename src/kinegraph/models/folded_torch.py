@@ -38,6 +38,7 @@ class FoldedModel(nn.Module):
         self.inputs = [layer.inputs for layer in network.layers]
         self.last_use = {name: i for i, names in enumerate(self.inputs) for name in names}
         self.only_real_frames = network.only_real_frames
+        self.total_stride = network.find_strides()[network.layers[-1].name]
         self.register_buffer("head_weight", _tensor(network.head_weight))
         self.register_buffer("head_bias", _tensor(network.head_bias))
 
@@ -46,7 +47,8 @@ class FoldedModel(nn.Module):
         clips, people = x.shape[0], x.shape[4]
         features = self.forward_features(x.permute(0, 4, 2, 3, 1).flatten(0, 1))  # (N*M, T', V, C')
         if self.only_real_frames:
-            features = mean_over_real_frames(features.unflatten(0, (clips, people)).permute(0, 1, 4, 2, 3), x)
+            by_person = features.unflatten(0, (clips, people)).permute(0, 1, 4, 2, 3)  # (N, M, C', T', V)
+            features = mean_over_real_frames(by_person, x, self.total_stride)
         else:
             features = features.mean(dim=(1, 2)).unflatten(0, (clips, people)).mean(dim=1)
         return torch.addmm(self.head_bias, features, self.head_weight)

@@ -6,15 +6,15 @@ what torch.nn's own layers give, up to rounding. docs/performance.md says what i
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-Columns = tuple[tuple[int, int], ...]
 MIN_CELLS = 4096
 """Clips x people x joints x frames; measured against the layers of torch.nn."""
+NEARLY_ALL = 0.9
 LANES = 4
 LANE_VALUES = 1 << 16
 
@@ -29,27 +29,39 @@ def is_worthwhile(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and cells >= MIN_CELLS
 
 
-def order_joints(adjacency: Tensor) -> tuple[Tensor, Columns]:
-    """(K, V, V) -> an order of the joints (V,), and for each subset the range of columns in it that are not all zero.
+class Columns(NamedTuple):
+    """Of one subset of the adjacency, the columns first to last - 1 may differ from zero."""
+
+    first: int
+    last: int
+    is_diagonal: bool
+
+
+def order_joints(adjacency: Tensor) -> tuple[Tensor, tuple[Columns, ...]]:
+    """(K, V, V) -> an order of the joints (V,), and for each subset where it is not zero once they are in that order.
 
     Many joints have no neighbours in some subset. In this order they stand together, so that they can be left out.
     """
-    used = (adjacency != 0).any(dim=1).cpu().tolist()  # (K, V)
-    num_joints = adjacency.shape[1]
+    is_link = (adjacency != 0).cpu()
+    used = is_link.any(dim=1).tolist()  # (K, V)
     before_last = used[-2] if len(used) > 1 else used[-1]
-    order = sorted(range(num_joints), key=lambda joint: (used[-1][joint], not before_last[joint]))
+    order = sorted(range(adjacency.shape[1]), key=lambda joint: (used[-1][joint], not before_last[joint]))
     columns = []
-    for subset in used:
-        places = [place for place, joint in enumerate(order) if subset[joint]]
-        columns.append((places[0], places[-1] + 1) if places else (0, 0))
+    for links, subset in zip(is_link, used, strict=True):
+        places = [place for place, joint in enumerate(order) if subset[joint]] or [-1]
+        first, last = max(places[0], 0), places[-1] + 1
+        if last - first >= NEARLY_ALL * len(order):  # one product over all joints is then quicker than one per frame
+            first, last = 0, len(order)
+        is_diagonal = int(links.sum()) == int(links.diagonal().sum())
+        columns.append(Columns(first, last, is_diagonal))
     return torch.tensor(order), tuple(columns)
 
 
-def convolve_graph(x: Tensor, adjacency: Tensor, weight: Tensor, bias: Tensor, columns: Columns) -> Tensor:
+def convolve_graph(x: Tensor, adjacency: Tensor, weight: Tensor, bias: Tensor, columns: tuple[Columns, ...]) -> Tensor:
     """y[w] = sum over k, v of x[v] * adjacency[k, v, w] @ weight[k] + bias[w], with gradients of the first order.
 
-    x (T, V, N, C), adjacency (K, V, V), weight (K, C, C'), bias (V, C') -> (T, V, N, C'). `columns`: which columns of
-    each subset may differ from zero, from `order_joints`.
+    x (T, V, N, C), adjacency (K, V, V), weight (K, C, C'), bias (V, C') -> (T, V, N, C'). `columns`, from
+    `order_joints`: entries of the adjacency that must be zero by them get no gradient.
     """
     result: Tensor = _GraphConvolution.apply(x, adjacency, weight, bias, columns)
     return result
@@ -57,41 +69,58 @@ def convolve_graph(x: Tensor, adjacency: Tensor, weight: Tensor, bias: Tensor, c
 
 class _GraphConvolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, adjacency: Tensor, weight: Tensor, bias: Tensor, columns: Columns) -> Tensor:
-        ctx.save_for_backward(x, adjacency, weight)
-        ctx.columns = columns
+    def forward(
+        ctx: Any, x: Tensor, adjacency: Tensor, weight: Tensor, bias: Tensor, columns: tuple[Columns, ...]
+    ) -> Tensor:
         frames, joints, clips, _ = x.shape
         y = bias[None, :, None].expand(frames, joints, clips, weight.shape[2]).contiguous()
-        for subset, (first, last) in enumerate(columns):
-            if last > first:
-                mixed = _mix(x, adjacency[subset, :, first:last])
-                _add_product(y[:, first:last], mixed, weight[subset])
+        kept = []
+        for subset, own in enumerate(columns):
+            if own.last > own.first:
+                mixed = _mix(x, adjacency[subset], own)
+                _add_product(y[:, own.first : own.last], mixed, weight[subset])
+                # What a diagonal subset gives is quickly computed again
+                kept += [] if own.is_diagonal else [mixed]
+        ctx.save_for_backward(x, adjacency, weight, *kept)
+        ctx.columns = columns
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None]:
-        x, adjacency, weight = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        x, adjacency, weight, *kept = ctx.saved_tensors
         grad = grad.contiguous()
-        flat_x = x.flatten(2)  # (T, V, N * C)
-        grad_x = torch.zeros_like(flat_x)
+        grad_x = torch.zeros_like(x)
         grad_adjacency, grad_weight = torch.zeros_like(adjacency), torch.zeros_like(weight)
-        for subset, (first, last) in enumerate(ctx.columns):
-            if last <= first:
+        for subset, own in enumerate(ctx.columns):
+            if own.last <= own.first:
                 continue
-            own = adjacency[subset, :, first:last]
-            rows = grad[:, first:last].reshape(-1, weight.shape[2])
-            torch.mm(_mix(x, own).view(-1, weight.shape[1]).T, rows, out=grad_weight[subset])
-            grad_mixed = torch.mm(rows, weight[subset].T).view(len(x), last - first, -1)  # (T, w, N * C)
-            grad_x.baddbmm_(own.expand(len(x), -1, -1), grad_mixed)
-            grad_adjacency[subset, :, first:last] = torch.bmm(flat_x, grad_mixed.transpose(1, 2)).sum(dim=0)
-        return grad_x.view(x.shape), grad_adjacency, grad_weight, grad.sum(dim=(0, 2)), None
+            mixed = _mix(x, adjacency[subset], own) if own.is_diagonal else kept.pop(0)
+            rows = grad[:, own.first : own.last].reshape(-1, weight.shape[2])
+            torch.mm(mixed.view(-1, weight.shape[1]).T, rows, out=grad_weight[subset])
+            grad_mixed = torch.mm(rows, weight[subset].T).view(mixed.shape)
+            _mix_back(x, grad_x, adjacency[subset], grad_adjacency[subset], grad_mixed, own)
+        return grad_x, grad_adjacency, grad_weight, grad.sum(dim=(0, 2)), None
 
 
-def _mix(x: Tensor, adjacency: Tensor) -> Tensor:
-    """(T, V, N, C), (V, w) -> (T, w, N, C)."""
-    mixed = torch.bmm(adjacency.T.expand(len(x), -1, -1), x.flatten(2))
-    return mixed.view(len(x), adjacency.shape[1], *x.shape[2:])
+def _mix(x: Tensor, adjacency: Tensor, own: Columns) -> Tensor:
+    """(T, V, N, C), (V, V) -> (T, w, N, C)."""
+    if own.is_diagonal:
+        return x[:, own.first : own.last] * adjacency.diagonal()[own.first : own.last, None, None]
+    mixed = torch.bmm(adjacency[:, own.first : own.last].T.expand(len(x), -1, -1), x.flatten(2))
+    return mixed.view(len(x), own.last - own.first, *x.shape[2:])
+
+
+def _mix_back(x: Tensor, grad_x: Tensor, adjacency: Tensor, grad_adjacency: Tensor, grad: Tensor, own: Columns) -> None:
+    """Add to the gradients of x (T, V, N, C) and adjacency (V, V) what comes from that of its mixture (T, w, N, C)."""
+    place = slice(own.first, own.last)
+    if own.is_diagonal:
+        grad_x[:, place].addcmul_(grad, adjacency.diagonal()[place, None, None])
+        grad_adjacency.diagonal()[place] = (x[:, place] * grad).sum(dim=(0, 2, 3))
+        return
+    flat = grad.flatten(2)  # (T, w, N * C)
+    grad_x.flatten(2).baddbmm_(adjacency[:, place].expand(len(x), -1, -1), flat)
+    grad_adjacency[:, place] = torch.bmm(x.flatten(2), flat.transpose(1, 2)).sum(dim=0)
 
 
 def _add_product(target: Tensor, rows: Tensor, weight: Tensor) -> None:

@@ -24,10 +24,12 @@ def mark_real_frames(x: Tensor) -> Tensor:
     return is_real | ~is_real.any(dim=2, keepdim=True).any(dim=1, keepdim=True)
 
 
-def mean_over_real_frames(features: Tensor, x: Tensor) -> Tensor:
-    """Features (N, M, C', T', V) of clips x (N, C, T, V, M) -> their mean over joints and real frames (N, C')."""
+def mean_over_real_frames(features: Tensor, x: Tensor, stride: int) -> Tensor:
+    """Features (N, M, C', T', V) of clips x (N, C, T, V, M) -> their mean over joints and real frames (N, C').
+
+    stride: frames of x from one of the features to the next.
+    """
     is_real = mark_real_frames(x)
-    stride = -(-is_real.shape[2] // features.shape[3])
     weights = is_real[:, :, ::stride].to(features.dtype)  # (N, M, T')
     weights = weights / weights.sum(dim=(1, 2), keepdim=True)
     return torch.einsum("nmct,nmt->nc", features.mean(dim=4), weights)

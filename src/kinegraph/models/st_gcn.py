@@ -184,7 +184,7 @@ class Block(nn.Module):
             y = y + self.residual(x)
         return functional.relu(y, inplace=True)
 
-    def train_frames_first(self, x: Tensor, adjacency: Tensor, columns: Columns) -> Tensor:
+    def train_frames_first(self, x: Tensor, adjacency: Tensor, columns: tuple[Columns, ...]) -> Tensor:
         """(T, V, N, C), (K, V, V) -> (T', V, N, C'): what `forward` computes, in training mode on the CPU."""
         norm, _, convolution, last_norm, dropout = self.tcn
         assert isinstance(convolution, nn.Conv2d)
@@ -254,7 +254,7 @@ class GraphConvolution(nn.Module):
         bias = self.conv.bias.reshape(subsets, self.out_channels).transpose(0, 1) @ adjacency.sum(dim=1)  # (C', V)
         return x + bias[:, None, :]
 
-    def train_frames_first(self, x: Tensor, adjacency: Tensor, columns: Columns) -> Tensor:
+    def train_frames_first(self, x: Tensor, adjacency: Tensor, columns: tuple[Columns, ...]) -> Tensor:
         """(T, V, N, C), (K, V, V) -> (T, V, N, C')."""
         assert self.conv.bias is not None
         weight = self.conv.weight.flatten(1).unflatten(0, (-1, self.out_channels)).transpose(1, 2)  # (K, C, C')

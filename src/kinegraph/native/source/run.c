@@ -185,7 +185,7 @@ static int64_t find_last_frame(const struct job *job, int64_t person) {
 /* Frames of a clip count the same, those that are not real nothing; where nobody has a real one, all are */
 static void weigh_frames(const struct job *job, int64_t clip) {
     const struct network *network = job->network;
-    int64_t frames = job->frames[network->num_operations], stride = divide_up(job->shape[2], frames);
+    int64_t frames = job->frames[network->num_operations], stride = network->result_strides[network->num_operations];
     int64_t people = job->shape[4], count = 0;
     double *weights = job->frame_weights + clip * people * frames;
     for (int64_t m = 0; network->only_real_frames && m < people; m++) {

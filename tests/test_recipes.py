@@ -1,0 +1,66 @@
+"""A recipe is a spec that can be trained as it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import small_runs
+from kinegraph import online
+from kinegraph.cli import main
+from kinegraph.config import list_options
+from kinegraph.models import build_model
+from kinegraph.recipes import RECIPES
+from kinegraph.skeleton.layouts import get_layout
+from kinegraph.spec import ModelSpec, Spec
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_trains_from_its_template(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_runs.write_small_data(tmp_path)
+    template = tmp_path / "train.yaml"
+    assert main(["template", "train", "--recipe", name, "-o", str(template)]) == 0
+    spec = yaml.safe_load(template.read_text())
+    for key, value in RECIPES[name].values.items():
+        section = spec
+        for part in key.split(".")[:-1]:
+            section = section[part]
+        assert section[key.split(".")[-1]] == value
+    files = [
+        f"dataset.{part}_dataset.{kind}_path={tmp_path / part}_{kind}.{ending}"
+        for part in ("train", "val")
+        for kind, ending in (("data", "npy"), ("label", "json"))
+    ]
+    small = ["model.graph_layout=coco", "dataset.batch_size=4", "train.num_epochs=1", "train.accelerator=cpu"]
+    assert main(["train", "-e", str(template), *files, *small, f"results_dir={tmp_path / 'results'}"]) == 0
+    capsys.readouterr()
+    checkpoint = tmp_path / "results/train/pc_model_latest.pth"
+    if name == "online":
+        model = online.load(checkpoint, mode="step")
+        probabilities, _ = model.step(np.load(tmp_path / "val_data.npy")[:2, ..., 0], model.start(2))
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+
+
+def test_recipes_name_known_options() -> None:
+    known = {entry.key for entry in list_options(Spec)}
+    assert all(key in known for recipe in RECIPES.values() for key in recipe.values)
+    assert {"tao", "online"} <= RECIPES.keys() and not RECIPES["tao"].values
+
+
+def test_network_of_the_online_recipe_is_small() -> None:
+    values = RECIPES["online"].values
+    options = {key.removeprefix("model."): value for key, value in values.items() if key.startswith("model.")}
+    channels = 3 * len(values["input.streams"])
+    model = build_model(replace(ModelSpec(), **options), get_layout("ntu-rgb+d"), 60, channels)
+    assert sum(parameter.numel() for parameter in model.parameters()) < 400_000
+
+
+def test_unknown_recipe_and_other_actions_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["template", "train", "--recipe", "onlin"]) == 2
+    assert "Did you mean 'online'?" in capsys.readouterr().err
+    assert main(["template", "export", "--recipe", "online"]) == 2
+    assert "train or automl" in capsys.readouterr().err
