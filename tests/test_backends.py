@@ -20,8 +20,12 @@ from kinegraph.backends import ALIASES, BACKENDS, choose_backend, open_backend
 from kinegraph.backends.model_file import ModelFile
 from kinegraph.data.pipeline import InputPipeline
 from kinegraph.errors import CheckpointError, DataError, UserError
+from kinegraph.model_description import ModelDescription
 from kinegraph.models import build_model
 from kinegraph.models.checkpoint import Checkpoint, build_from_checkpoint, write_checkpoint
+from kinegraph.models.folded import INPUT, FoldedNetwork, TemporalConvolutionLayer
+from kinegraph.models.folded_torch import FoldedModel
+from kinegraph.onnx_graph import write_clip_form
 from kinegraph.runtime import Predictor, load
 from kinegraph.skeleton.layouts import LAYOUTS
 from kinegraph.spec import ModelSpec
@@ -375,3 +379,40 @@ def test_threads_are_those_asked_for_else_those_of_the_environment(monkeypatch: 
     for value in ("", "0", "many", "-1"):
         monkeypatch.setenv("OMP_NUM_THREADS", value)
         assert count_threads() == count_cores() >= 1
+
+
+def write_one_layer(path: Path, taps: int) -> FoldedNetwork:
+    """An ONNX file of one temporal convolution, two channels, five joints."""
+    weight = np.full((taps, 2, 2), 1 / taps, np.float32)
+    layer = TemporalConvolutionLayer("one", (INPUT,), weight=weight, bias=np.zeros(2, np.float32))
+    network = FoldedNetwork(2, 5, (layer,), np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
+    path.write_bytes(write_clip_form(network, 18, ModelDescription(2, pipeline=InputPipeline(2, 5)).to_metadata()))
+    return network
+
+
+def test_auto_leaves_what_the_kernels_cannot_hold_to_others(tmp_path: Path) -> None:
+    """A temporal convolution of more taps than the kernels allow: the answer is torch's, not an error."""
+    path = tmp_path / "model.onnx"
+    network = write_one_layer(path, taps=1025)
+    x = np.random.default_rng(0).normal(size=(1, 2, 7, 5, 1)).astype(np.float32)
+    with torch.no_grad():
+        expected = FoldedModel(network)(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(load(path, backend="auto").logits(x), expected, atol=1e-5)
+    with pytest.raises(CheckpointError, match="one that the native kernels hold"):
+        load(path, backend="native")
+
+
+def test_more_threads_than_the_kernels_use_are_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    write_one_layer(path, taps=1)
+    assert load(path, backend="native", threads=300).logits(np.ones((1, 2, 3, 5, 1))).shape == (1, 2)
+
+
+def test_weights_in_other_files_are_refused(tmp_path: Path) -> None:
+    """Some runtimes would look for them in the working folder, others beside the model."""
+    path = tmp_path / "model.onnx"
+    write_one_layer(path, taps=1)
+    model = onnx.load(path)
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    with pytest.raises(CheckpointError, match="weights in other files"):
+        load(path, backend="openvino").logits(np.ones((1, 2, 3, 5, 1)))

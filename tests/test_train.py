@@ -227,6 +227,8 @@ def test_resume_in_the_middle_of_an_epoch_needs_the_same_batches(data: Path, mon
             train(spec)
     with pytest.raises(SpecError, match="batch_size"):
         train({**spec, "dataset": {**spec["dataset"], "batch_size": 3}})
+    with pytest.raises(SpecError, match=r"dataset\.shuffle"):
+        train({**spec, "dataset": {**spec["dataset"], "shuffle": "blocks"}})
     with pytest.raises(SpecError, match="number of processes"):
         train({**spec, "train": {**spec["train"], "num_gpus": 2}})
     train(spec)

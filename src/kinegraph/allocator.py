@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# From malloc.h of glibc, the same on every architecture, with the values that it starts with
-M_TRIM_THRESHOLD, FIRST_TRIM_THRESHOLD = -1, 128 * 1024
+# From malloc.h of glibc, the same on every architecture. Left alone, glibc moves both thresholds up to twice and once
+# 32 MiB as blocks of that size are freed; who sets one ends that. So they are put where they would have gone.
+M_TRIM_THRESHOLD, LAST_TRIM_THRESHOLD = -1, 64 * 2**20
+M_MMAP_THRESHOLD, LAST_MMAP_THRESHOLD = -3, 32 * 2**20
 M_MMAP_MAX, FIRST_MMAP_MAX = -4, 65536
 NEVER = 2**31 - 1
 
@@ -34,7 +36,8 @@ def keep_freed_memory() -> Iterator[bool]:
         yield kept
     finally:
         library.mallopt(M_MMAP_MAX, FIRST_MMAP_MAX)
-        library.mallopt(M_TRIM_THRESHOLD, FIRST_TRIM_THRESHOLD)
+        library.mallopt(M_MMAP_THRESHOLD, LAST_MMAP_THRESHOLD)
+        library.mallopt(M_TRIM_THRESHOLD, LAST_TRIM_THRESHOLD)
         library.malloc_trim(0)
 
 

@@ -61,7 +61,7 @@ def export(spec: Spec, run: Run) -> Result:
     label_map = check_agreement(spec, run, description, str(source))
     description = _complete(description, label_map, spec)
     labels = "".join(join_lines(description.class_names))
-    _refuse_overwrite(target, labels, spec.export.overwrite)
+    _refuse_overwrite(target, labels, spec.export.overwrite, spec.export.quantize)
     model = build_from_checkpoint(checkpoint, str(source))
     opset_version = _choose_opset(spec, run, model)
     make_folder(target.parent)
@@ -180,17 +180,19 @@ def _complete(description: ModelDescription, label_map: dict[str, int] | None, s
     return ModelDescription(description.num_classes, label_map, description.layout, description.pipeline, metadata)
 
 
-def _refuse_overwrite(target: Path, labels: str, overwrite: bool) -> None:
+def _refuse_overwrite(target: Path, labels: str, overwrite: bool, quantize: str = "none") -> None:
     """Equal labels may stay: several exports of one training share a folder."""
     labels_path = target.with_name(LABELS_NAME)
     problems = []
-    for path in (target, labels_path):
+    loss_paths = [target.with_suffix(LOSS_SUFFIX)] if quantize != "none" else []
+    for path in (target, labels_path, *loss_paths):
         if path.is_dir():
             problems.append(Problem(str(path), "a folder", "a file name"))
     if not overwrite and not problems:
         hint = "Set export.overwrite=true to replace it, or export.onnx_file to write elsewhere."
-        if target.exists() or target.is_symlink():
-            problems.append(Problem(str(target), "a file that is there already", "a new file", hint))
+        for path in (target, *loss_paths):
+            if path.exists() or path.is_symlink():
+                problems.append(Problem(str(path), "a file that is there already", "a new file", hint))
         if labels_path.exists() and labels_path.read_bytes() != labels.encode():
             got = "a file with other classes"
             problems.append(Problem(str(labels_path), got, "no file, or the classes of this model", hint))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kinegraph.backends.model_file import ModelFile
-from kinegraph.errors import Problem, UserError, look_up
+from kinegraph.errors import CheckpointError, Problem, UserError, look_up
 from kinegraph.model_description import ModelDescription
 from kinegraph.threads import count_threads
 
@@ -52,8 +52,17 @@ def open_backend(file: ModelFile, name: str, device: str, threads: int) -> Backe
     threads = count_threads(threads)
     if name == "auto":
         name = choose_backend(file, device)
+        if name == "native":
+            try:
+                return _make_backend(file, name, device, threads)
+            except CheckpointError:  # larger than the kernels' limits, which the others do not have
+                name = "torch" if file.kind == "torch" else "onnxruntime"
     if device not in ("", "cpu") and name in CPU_ONLY:
         raise UserError(Problem("device", repr(device), "cpu", f"The backends {', '.join(CPU_ONLY)} run on the CPU."))
+    return _make_backend(file, name, device, threads)
+
+
+def _make_backend(file: ModelFile, name: str, device: str, threads: int) -> Backend:
     module, _, class_name = BACKENDS[name].partition(":")
     make: Callable[[ModelFile, str, int], Backend] = getattr(import_module(module), class_name)
     return make(file, device, threads)
@@ -69,7 +78,7 @@ def choose_backend(file: ModelFile, device: str) -> str:
         if file.kind == "torch":
             return "torch"
         return "tensorrt" if is_installed("tensorrt") else "onnxruntime"
-    if _has_native_kernels() and _can_fold(file):
+    if _has_native_kernels() and _can_fold(file) and (file.quantization is None or _has_byte_products()):
         return "native"
     if file.kind == "torch" and not _can_fold(file):
         return "torch"
@@ -89,6 +98,11 @@ def _has_native_kernels() -> bool:
         return bool(import_module("kinegraph.native").is_available())
     except (ImportError, AttributeError):
         return False
+
+
+def _has_byte_products() -> bool:
+    """Whether 8 bits are faster than 32 in our kernels: elsewhere they take longer."""
+    return "avx512vnni" in import_module("kinegraph.native").list_instruction_sets()
 
 
 def _can_fold(file: ModelFile) -> bool:

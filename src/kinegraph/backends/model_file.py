@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,10 +108,32 @@ class ModelFile:
     def make_onnx(self, backend: str) -> bytes:
         """The content of an ONNX file: of a .pth file the folded network, written in memory."""
         if self.kind == "onnx":
+            refuse_external_data(self.proto, str(self.path))
             return self.path.read_bytes()
         from kinegraph.onnx_graph import write_clip_form
 
         return write_clip_form(self.demand_network(backend), OPSET_VERSION, self.description.to_metadata())
+
+
+def refuse_external_data(proto: onnx.ModelProto, where: str) -> None:
+    """Raises CheckpointError for weights in other files: each runtime looks for them in another folder."""
+    from onnx.external_data_helper import uses_external_data
+
+    outside = [tensor.name for tensor in _walk_tensors(proto.graph) if uses_external_data(tensor)]
+    if outside:
+        got = f"weights in other files ({', '.join(outside[:3])})"
+        raise CheckpointError(Problem(where, got, "one file", "Write it with all weights inside, or use onnxruntime."))
+
+
+def _walk_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a graph and of the graphs inside it."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node or inner.initializer:
+                    yield from _walk_tensors(inner)
 
 
 def _check_finite(network: FoldedNetwork, where: str) -> None:

@@ -23,7 +23,9 @@ class NativeBackend:
                 Problem("backend", "'native'", f"kernels that were built: {native.explain_absence()}", hint)
             )
         self.description = file.description
-        self.network = native.NativeNetwork(file.demand_network("native"), threads, file.quantization)
+        self.network = native.NativeNetwork(
+            file.demand_network("native"), min(threads, native.MAX_THREADS), file.quantization
+        )
 
     def compute(self, x: Array, where: str) -> Array:
         """(N, C, T, V, M) -> logits (N, classes)."""

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from kinegraph.backends.model_file import ModelFile
 from kinegraph.errors import Problem, UserError
+
+SETTINGS_LOCK = threading.Lock()
+"""Two threads that changed and put back the settings of the process at once would leave the wrong ones."""
 
 
 class TorchBackend:
@@ -34,16 +41,23 @@ class TorchBackend:
         import torch
 
         clips = torch.from_numpy(x if x.flags.writeable else x.copy())
-        # The number of threads belongs to the whole process: training may go on with another one
+        with SETTINGS_LOCK, self._settings(), torch.inference_mode():
+            logits = self.model(clips.to(self.device))
+            return np.asarray(logits.float().cpu().numpy())
+
+    @contextlib.contextmanager
+    def _settings(self) -> Iterator[None]:
+        """Settings of the whole process, which training may go on with: put back afterwards."""
+        import torch
+
+        if self.device.type != "cpu":
+            # cuDNN would round the inputs of float32 convolutions to 10 bits; a GPU is to answer as the CPU does
+            with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+                yield
+            return
         before = torch.get_num_threads()
-        if self.device.type == "cpu" and before != self.threads:
-            torch.set_num_threads(self.threads)
-        # cuDNN would round the inputs of float32 convolutions to 10 bits; a GPU is to answer as the CPU does
-        exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+        torch.set_num_threads(self.threads)
         try:
-            with torch.inference_mode(), exact:
-                logits = self.model(clips.to(self.device))
-                return np.asarray(logits.float().cpu().numpy())
+            yield
         finally:
-            if torch.get_num_threads() != before:
-                torch.set_num_threads(before)
+            torch.set_num_threads(before)

@@ -9,6 +9,7 @@ The kernels are optional: where they could not be built at installation, `is_ava
 
 from kinegraph.models.quantization import Quantization
 from kinegraph.native.network import (
+    MAX_THREADS,
     NativeNetwork,
     count_threads,
     explain_absence,
@@ -16,4 +17,12 @@ from kinegraph.native.network import (
     list_instruction_sets,
 )
 
-__all__ = ["NativeNetwork", "Quantization", "count_threads", "explain_absence", "is_available", "list_instruction_sets"]
+__all__ = [
+    "MAX_THREADS",
+    "NativeNetwork",
+    "Quantization",
+    "count_threads",
+    "explain_absence",
+    "is_available",
+    "list_instruction_sets",
+]

@@ -7,7 +7,7 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from kinegraph.errors import DataError, Problem, UserError
+from kinegraph.errors import CheckpointError, DataError, Problem, UserError
 from kinegraph.models.folded import FoldedNetwork
 from kinegraph.models.quantization import Quantization
 from kinegraph.native.build import Builder
@@ -65,8 +65,12 @@ class NativeNetwork:
         self.threads = threads
         self.quantization = quantization
         self.instruction_set = instruction_set or sets[0]
-        self._kernels = _kernels.Network(network.num_channels, network.num_joints, self.instruction_set)
-        Builder(self._kernels, network, quantization).build()
+        try:
+            self._kernels = _kernels.Network(network.num_channels, network.num_joints, self.instruction_set)
+            Builder(self._kernels, network, quantization).build()
+        except (ValueError, MemoryError) as error:
+            hint = "Use the backend onnxruntime or torch."
+            raise CheckpointError(Problem("network", str(error), "one that the native kernels hold", hint)) from None
 
     def compute(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, C, T, V, M) -> logits (N, classes)."""
@@ -83,6 +87,8 @@ class NativeNetwork:
         if x.ndim != 5 or x.shape[1] != network.num_channels or x.shape[3] != network.num_joints or 0 in x.shape[2:]:
             expected = f"(N, {network.num_channels}, T, {network.num_joints}, M) with frames and people"
             raise DataError(Problem("clips", f"an array of shape {x.shape}", expected))
+        if self.quantization is not None and not np.isfinite(x).all():
+            raise DataError(Problem("clips", "NaN or infinite values", "finite values, as bytes cannot hold others"))
         logits = np.empty((x.shape[0], network.num_classes), np.float32)
         clips, _, frames, joints, people = x.shape
         last = network.layers[-1].name
@@ -90,7 +96,11 @@ class NativeNetwork:
         shape = (clips, people, frames_out, joints, channels_out) if with_features else (0,)
         features = np.empty(shape, np.float32)
         if clips:
-            self._kernels.compute(x, x.shape, self.threads, logits, features)
+            try:
+                self._kernels.compute(x, x.shape, self.threads, logits, features)
+            except (ValueError, MemoryError) as error:
+                hint = "Use shorter clips, or the backend onnxruntime."
+                raise DataError(Problem("clips", f"shape {x.shape}: {error}", "clips that fit", hint)) from None
         return logits, features
 
 

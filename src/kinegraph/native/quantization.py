@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kinegraph.models.folded import FoldedNetwork, GraphConvolutionLayer, TemporalConvolutionLayer
 
+MAX_RANGE = 1e30
 # Below, products of bytes are too short to pay: first layers read three channels
 FEWEST_CHANNELS = 16
 # What of the largest weight still has a byte of its own; the rest is cut off. The best for each channel is taken.
@@ -29,7 +30,7 @@ class Scale:
     @classmethod
     def of_range(cls, smallest: float, largest: float) -> Scale:
         """Zero is always in the range. Raises ValueError for a range that is none."""
-        if not (np.isfinite([smallest, largest]).all() and smallest <= largest):
+        if not (np.isfinite([smallest, largest]).all() and smallest <= largest and largest - smallest <= MAX_RANGE):
             raise ValueError(f"({smallest}, {largest})")
         low, high = min(0.0, smallest), max(0.0, largest)
         scale = max((high - low) / 255, 1e-30)
