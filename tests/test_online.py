@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -20,7 +22,7 @@ from kinegraph.cli import main
 from kinegraph.data.pipeline import InputPipeline, build_pipeline
 from kinegraph.errors import CheckpointError, DataError, UserError
 from kinegraph.models import MODELS, build_model
-from kinegraph.models.checkpoint import Checkpoint, write_checkpoint
+from kinegraph.models.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from kinegraph.models.folded import INPUT, ConcatenationLayer, FoldedNetwork, SumLayer, TemporalConvolutionLayer
 from kinegraph.online.numpy_steps import NumpySteps
 from kinegraph.online.onnx_steps import OnnxSteps
@@ -371,3 +373,28 @@ def test_concatenation_waits_for_its_slowest_branch() -> None:
         if frame >= 4:
             middle = signal[frame - 4 : frame + 1 : 2] @ weight[:, 0, 0]
             np.testing.assert_allclose(logits[0], [signal[frame - 2], middle], rtol=1e-5)
+
+
+def test_state_with_absurd_shapes_takes_no_memory(files: dict) -> None:
+    like = online.load(files["EF-GCN", "causal"][0]).start()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**14,)})
+        archive.writestr("sum.npy", header.getvalue())
+    with pytest.raises(DataError, match="sum: shape"):
+        online.state_from_bytes(buffer.getvalue(), like=like)
+    nested = np.frombuffer(b"[" * 3000, np.uint8)
+    other = io.BytesIO()
+    np.savez(other, header=nested)
+    with pytest.raises(DataError, match="RecursionError"):
+        online.state_from_bytes(other.getvalue(), like=like)
+
+
+def test_checkpoint_that_disagrees_with_its_pipeline_is_refused(tmp_path: Path) -> None:
+    write_online_model(tmp_path / "model.pth", streams=["joint", "bone"])
+    checkpoint = read_checkpoint(tmp_path / "model.pth")
+    pipeline = build_pipeline(replace(InputSpec(), streams=["joint", "bone", "joint_motion"]), 3, LAYOUT)
+    write_checkpoint(tmp_path / "other.pth", replace(checkpoint, pipeline=pipeline.to_dict()))
+    with pytest.raises(CheckpointError, match="9 channels of 17 joints from the input pipeline, expected 6 of 17"):
+        online.load(tmp_path / "other.pth")

@@ -570,3 +570,22 @@ def test_freed_memory_is_kept_while_training_and_given_back_after() -> None:
         pytest.skip("this C library keeps or returns memory as it likes")
     assert plain > 20_000 and after > 20_000
     assert inside < plain / 20
+
+
+def test_resume_with_another_padding_or_depth_is_refused(data: Path) -> None:
+    spec = make_spec(data, num_epochs=1)
+    spec["model"] |= {"model_type": "EF-GCN", "depth": 1, "width": 0.25}
+    train(spec)
+    for change in ({"temporal_padding": "causal"}, {"depth": 2}, {"width": 0.5}):
+        other = make_spec(data, num_epochs=2)
+        other["model"] |= spec["model"] | change
+        with pytest.raises(SpecError, match=next(iter(change))):
+            train(other)
+
+
+def test_random_move_is_refused_where_zeros_mean_padding(data: Path) -> None:
+    spec = make_spec(data, num_epochs=1)
+    spec["model"] |= {"model_type": "EF-GCN", "depth": 1}
+    spec["dataset"] |= {"random_move": True}
+    with pytest.raises(SpecError, match=r"augment\.rotation_z"):
+        train(spec)

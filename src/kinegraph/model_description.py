@@ -103,6 +103,11 @@ def describe_checkpoint(checkpoint: Checkpoint, where: str) -> ModelDescription:
         pipeline = InputPipeline(checkpoint.options.input_channels, checkpoint.layout.num_joints)
     else:
         pipeline = InputPipeline.from_dict(checkpoint.pipeline, f"{where}: input pipeline")
+    given = pipeline.output_channels, pipeline.num_joints
+    expected = checkpoint.num_channels or checkpoint.options.input_channels, checkpoint.layout.num_joints
+    if given != expected:
+        got = f"{given[0]} channels of {given[1]} joints from the input pipeline"
+        raise CheckpointError(Problem(where, got, f"{expected[0]} of {expected[1]}, as the network takes"))
     metadata = {
         "model": options,
         "model_name": checkpoint.spec.get("model_name", ""),

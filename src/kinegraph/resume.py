@@ -20,7 +20,10 @@ from kinegraph.skeleton.layouts import Layout
 from kinegraph.spec import Spec
 from kinegraph.spec_input import InputSpec
 
-MODEL_DIFFERENCES = ("model_type", "graph_strategy", "input_channels", "edge_importance_weighting")
+MODEL_DIFFERENCES = (
+    *("model_type", "graph_strategy", "input_channels", "edge_importance_weighting"),
+    *("temporal_padding", "width", "depth"),
+)
 
 
 def find_resume_point(spec: Spec, run: Run) -> tuple[Path, Checkpoint] | None:

@@ -41,6 +41,11 @@ def train(spec: Spec, run: Run) -> Result:
     """Train a classifier, or go on with the run in the folder. Raises UserError before the first step."""
     layout = get_layout(spec.model.graph_layout)
     pipeline = build_pipeline(spec.input, spec.model.input_channels, layout)
+    if spec.dataset.random_move and spec.model.model_type == "EF-GCN":
+        hint = "It would move padding too. Use augment.rotation_z, augment.scale and augment.shift."
+        raise SpecError(
+            Problem("dataset.random_move", "true", "false with EF-GCN, which knows padding by its zeros", hint)
+        )
     devices = choose_devices(spec, run)
     train_info, val_info, num_classes, label_map = _check_data(spec, run, layout)
     pipeline = _settle_pipeline(pipeline, layout, train_info, run)
@@ -181,6 +186,15 @@ def _notice_ineffective_options(spec: Spec, run: Run) -> None:
         "train.optim.min_lr": (optim.lr_scheduler == "MultiStep", "MultiStep has no lowest rate"),
         "train.optim.lr_steps": (optim.lr_scheduler != "MultiStep", "only MultiStep has steps"),
         "train.optim.lr_decay": (optim.lr_scheduler == "Cosine", "Cosine has no steps"),
+        "model.width": (spec.model.model_type == "ST-GCN", "ST-GCN has its own widths"),
+        "model.depth": (spec.model.model_type == "ST-GCN", "ST-GCN has ten blocks"),
+        "model.edge_importance_weighting": (spec.model.model_type == "EF-GCN", "EF-GCN learns its topologies"),
+        "input.num_frames": (spec.input.sampling == "none", "without sampling all frames are taken"),
+        "input.smallest_crop": (spec.input.sampling != "crop_resize", "only crop_resize crops"),
+        "input.test_crop": (spec.input.sampling != "crop_resize", "only crop_resize crops"),
+        "input.scale_by": (spec.input.scale == "none", "nothing is scaled"),
+        "input.vertical": (spec.input.align == "none", "nothing is aligned"),
+        "augment.sides_matter": (spec.augment.mirror == 0, "nothing is mirrored"),
         "dataset.random_choose": (data.random_choose and data.window_size < 1, "it needs a window_size"),
     }
     for key, (idle, reason) in without_effect.items():

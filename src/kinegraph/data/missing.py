@@ -119,7 +119,7 @@ def _number_frames(is_real: Array) -> Array:
     return frames[None, :, None, None]
 
 
-def order_people(clips: MaskedClips, order: str) -> MaskedClips:
+def order_people(clips: MaskedClips, order: str, num_coordinates: int) -> MaskedClips:
     """People along M by the number of frames they are in ("presence") or by how far their joints go ("motion").
 
     Most first; among equal ones, and with "file", as in the file.
@@ -130,8 +130,10 @@ def order_people(clips: MaskedClips, order: str) -> MaskedClips:
     if order == "presence":
         amount = cast_mask(xp.any(clips.is_real, axis=2), clips.data).sum(1)
     else:
-        way = xp.sqrt(((clips.data[:, :, 1:] - clips.data[:, :, :-1]) ** 2).sum(1))
+        places = clips.data[:, :num_coordinates]
+        way = xp.sqrt(((places[:, :, 1:] - places[:, :, :-1]) ** 2).sum(1))
         is_way = clips.is_real[:, 1:] & clips.is_real[:, :-1]
         amount = xp.where(is_way, way, 0.0).sum(2).sum(1)
-    places = xp.argsort(-amount, stable=True)[:, None, None]  # (N, 1, 1, M)
-    return MaskedClips(take_along(clips.data, places[:, None], 4), take_along(clips.is_real, places, 3))
+    order_of_people = xp.argsort(-amount, stable=True)[:, None, None]  # (N, 1, 1, M)
+    data = take_along(clips.data, order_of_people[:, None], 4)
+    return MaskedClips(data, take_along(clips.is_real, order_of_people, 3))

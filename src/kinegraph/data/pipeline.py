@@ -146,7 +146,7 @@ class InputPipeline:
             clips = hold_missing(clips, self.num_coordinates)
         elif options.missing == "interpolate":
             clips = interpolate_missing(clips, self.num_coordinates)
-        return order_people(clips, options.people_order)
+        return order_people(clips, options.people_order, self.num_coordinates)
 
     def normalise(self, clips: MaskedClips) -> MaskedClips:
         """Centre, scale and align."""

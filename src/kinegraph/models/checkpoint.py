@@ -209,6 +209,10 @@ def load_pretrained(model: nn.Module, checkpoint: Checkpoint, where: str) -> lis
         got = f"a graph of layout {checkpoint.layout.name}, strategy {checkpoint.options.graph_strategy}"
         hint = "Set model.graph_layout and model.graph_strategy to those of the checkpoint."
         raise CheckpointError(Problem(where, got, "the graph of model.graph_layout and model.graph_strategy", hint))
+    padding = getattr(model, "padding", checkpoint.options.temporal_padding)
+    if padding != checkpoint.options.temporal_padding:
+        given = checkpoint.options.temporal_padding
+        messages.append(f"{where} was trained with {given} padding and this model has {padding}: it has to adapt.")
     head = {name for name in weights if name.startswith("fcn.")}
     target = model.state_dict()
     if any(name in target and target[name].shape != weights[name].shape for name in head):

@@ -23,7 +23,7 @@ FRAME_NAME, PHASE_NAME, LOGITS_NAME, IS_NEW_NAME = "frame", "phase", "logits", "
 STATE, NEW_STATE = "state.", "new_state."
 INITIAL = {"zero": 0.0, "minus_infinity": -np.inf}
 MAX_FRAMES = 100_000
-MAX_STATE_VALUES = 50_000_000
+MAX_STATE_VALUES = 2_000_000
 
 Array = NDArray[np.float32]
 Memory = dict[str, Array]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from kinegraph.errors import DataError, Problem
 
 HEADER = "header"
 MAX_STATE_BYTES = 1 << 30
+MAX_HEADER_BYTES = 4096
+MAX_PHASE = 1 << 31
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,20 +71,37 @@ def state_from_bytes(content: bytes, like: State) -> State:
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > MAX_STATE_BYTES:
-                raise ValueError(f"more than {MAX_STATE_BYTES} bytes")
+            _check_entries(archive, like)
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         phase = json.loads(arrays.pop(HEADER).tobytes())["phase"]
-        if type(phase) is not int or phase < 0:
+        if type(phase) is not int or not 0 <= phase < MAX_PHASE:
             raise ValueError(f"phase {phase!r}")
         state = State(phase, arrays)
         if describe(state) != describe(like) or len({len(array) for array in arrays.values()}) != 1:
             raise ValueError("arrays of other names, shapes or types")
-    except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile, EOFError) as error:
-        got = f"damaged or foreign content ({error})"
+    except Exception as error:  # zip files and arrays have many ways to be damaged, each with an error of its own
+        got = f"damaged or foreign content ({type(error).__name__}: {str(error)[:200]})"
         raise DataError(Problem("online state", got, "a state of this model, from to_bytes")) from None
     return state
+
+
+def _check_entries(archive: zipfile.ZipFile, like: State) -> None:
+    """Raises ValueError for an entry whose header promises other than `like` has, before memory is taken for it."""
+    expected = describe(like)
+    if sum(entry.file_size for entry in archive.infolist()) > MAX_STATE_BYTES:
+        raise ValueError(f"more than {MAX_STATE_BYTES} bytes")
+    for entry in archive.infolist():
+        with archive.open(entry) as stream:
+            np.lib.format.read_magic(stream)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        name = entry.filename.removesuffix(".npy")
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize > entry.file_size:
+            raise ValueError(f"{name}: shape {shape} of {dtype} in {entry.file_size} bytes")
+        if name != HEADER and expected.get(name) != (shape[1:], dtype.str):
+            raise ValueError(f"{name}: shape {shape} of {dtype}")
+        if name == HEADER and entry.file_size > MAX_HEADER_BYTES:
+            raise ValueError("a long header")
 
 
 def describe(state: State) -> dict[str, tuple[tuple[int, ...], str]]:
