@@ -20,7 +20,6 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from kinegraph.allocator import keep_freed_memory
 from kinegraph.data.dataset import Batch, ClipDataset, EpochBatchSampler, EvaluationShard, pass_batch
 from kinegraph.data.pipeline import InputPipeline
 from kinegraph.data.transforms import TrainingAugmentation
@@ -100,8 +99,7 @@ def fit(fabric: Fabric, job: TrainingJob) -> dict[str, Any]:
     apply_settings(job.run.spec.train.cudnn, fabric.world_size)
     try:
         _agree(fabric, job)
-        with keep_freed_memory():
-            return _Trainer(fabric, job).run_epochs()
+        return _Trainer(fabric, job).run_epochs()
     except KinegraphError as error:
         if is_child and job.failure_path:
             write_json(job.failure_path, {"kind": type(error).__name__, "problems": error.as_data()})

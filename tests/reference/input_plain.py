@@ -114,7 +114,7 @@ def order(people: People, by: str, size: int) -> People:
         for t in range(1, len(frames)):
             for old, new in zip(frames[t - 1], frames[t], strict=True):
                 if old is not None and new is not None:
-                    way += math.dist(old, new)
+                    way += math.dist(old[:size], new[:size])
         return way
 
     return people if by == "file" else sorted(people, key=lambda frames: -count(frames))
