@@ -24,6 +24,7 @@ from kinegraph.model_description import ModelDescription
 from kinegraph.models import build_model
 from kinegraph.models.checkpoint import Checkpoint, build_from_checkpoint, write_checkpoint
 from kinegraph.models.folded import INPUT, FoldedNetwork, TemporalConvolutionLayer
+from kinegraph.models.folded_torch import FoldedModel
 from kinegraph.onnx_graph import write_clip_form
 from kinegraph.runtime import Predictor, load
 from kinegraph.skeleton.layouts import LAYOUTS
@@ -387,6 +388,24 @@ def write_one_layer(path: Path, taps: int) -> FoldedNetwork:
     network = FoldedNetwork(2, 5, (layer,), np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
     path.write_bytes(write_clip_form(network, 18, ModelDescription(2, pipeline=InputPipeline(2, 5)).to_metadata()))
     return network
+
+
+def test_auto_leaves_what_the_kernels_cannot_hold_to_others(tmp_path: Path) -> None:
+    """A temporal convolution of more taps than the kernels allow: the answer is torch's, not an error."""
+    path = tmp_path / "model.onnx"
+    network = write_one_layer(path, taps=1025)
+    x = np.random.default_rng(0).normal(size=(1, 2, 7, 5, 1)).astype(np.float32)
+    with torch.no_grad():
+        expected = FoldedModel(network)(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(load(path, backend="auto").logits(x), expected, atol=1e-5)
+    with pytest.raises(CheckpointError, match="one that the native kernels hold"):
+        load(path, backend="native")
+
+
+def test_more_threads_than_the_kernels_use_are_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    write_one_layer(path, taps=1)
+    assert load(path, backend="native", threads=300).logits(np.ones((1, 2, 3, 5, 1))).shape == (1, 2)
 
 
 def test_weights_in_other_files_are_refused(tmp_path: Path) -> None:
