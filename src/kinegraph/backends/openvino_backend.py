@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from typing import Any
 
@@ -13,6 +14,17 @@ from kinegraph.backends.model_file import ModelFile
 from kinegraph.backends.onnx_interface import read_interface
 from kinegraph.errors import CheckpointError, Problem, UserError
 
+_LOADING = threading.Lock()
+
+
+@functools.cache
+def _get_core() -> Any:
+    """One for the whole process, never freed. Its CPU plugin gives the thread that loads it another signal stack, and
+    unmaps it when it is freed, also where another thread frees it: the next signal then ends the process."""
+    import openvino
+
+    return openvino.Core()
+
 
 class OpenvinoBackend:
     """In float32: on processors with bfloat16 OpenVINO would else round to 8 bits."""
@@ -22,7 +34,6 @@ class OpenvinoBackend:
             hint = "pip install 'kinegraph[openvino]'"
             raise UserError(Problem("backend", "'openvino'", "a package that is installed", hint))
         import onnx
-        import openvino
 
         content = file.make_onnx("openvino")
         proto = file.proto if file.kind == "onnx" else onnx.ModelProto.FromString(content)
@@ -33,7 +44,8 @@ class OpenvinoBackend:
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
         }
-        core = openvino.Core()
+        with _LOADING:
+            core = _get_core()
         try:
             self.model = core.compile_model(core.read_model(content), "CPU", options)
         except RuntimeError as error:
