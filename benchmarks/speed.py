@@ -160,6 +160,15 @@ def list_training_cases(models: dict[str, str]) -> list[Comparison]:
         rounds = 9 if shape["frames"] == 64 else 5
         title = f"training step, 16 clips {name}"
         rows.append(Comparison(title, Side("our_training", arguments), Side("original_training", arguments), rounds))
+        kept = {**arguments, "keeps_memory": True}
+        rows.append(
+            Comparison(
+                f"{title}, both keep freed memory",
+                Side("our_training", arguments),
+                Side("original_training", kept),
+                rounds,
+            )
+        )
     return rows
 
 

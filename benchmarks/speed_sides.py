@@ -6,6 +6,7 @@ reference sides (`original_...`, `loop_...`) are tests/reference/st_gcn_original
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -110,21 +111,34 @@ def make_training(model: Any, batch: int, frames: int, joints: int) -> Run:
     return lambda: st_gcn_original.train_step(model, optimizer, clips, labels)
 
 
-def original_training(batch: int, frames: int, joints: int, threads: int) -> Run:
+def original_training(batch: int, frames: int, joints: int, threads: int, keeps_memory: bool = False) -> Run:
+    if keeps_memory:
+        keep_memory()
     return make_training(build_original(joints, threads), batch, frames, joints)
 
 
-def our_training(batch: int, frames: int, joints: int, threads: int) -> Run:
-    """The network of the package."""
+def our_training(batch: int, frames: int, joints: int, threads: int, keeps_memory: bool = True) -> Run:
+    """The network of the package, and as in `kinegraph train` what is freed is kept."""
     import torch
 
     from kinegraph.models import build_model
     from kinegraph.skeleton.layouts import LAYOUTS
     from kinegraph.spec import ModelSpec
 
+    if keeps_memory:
+        keep_memory()
     torch.set_num_threads(threads)
     model = build_model(ModelSpec(), LAYOUTS[LAYOUTS_BY_JOINTS[joints]], NUM_CLASSES)
     return make_training(model, batch, frames, joints)
+
+
+KEPT = contextlib.ExitStack()
+
+
+def keep_memory() -> None:
+    from kinegraph.allocator import keep_freed_memory
+
+    KEPT.enter_context(keep_freed_memory())
 
 
 def loop_random_move(batch: int, threads: int) -> Run:

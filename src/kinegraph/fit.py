@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from kinegraph.allocator import keep_freed_memory
 from kinegraph.data.dataset import Batch, ClipDataset, EpochBatchSampler, EvaluationShard, pass_batch
 from kinegraph.data.pipeline import InputPipeline
 from kinegraph.data.transforms import TrainingAugmentation
@@ -99,7 +100,8 @@ def fit(fabric: Fabric, job: TrainingJob) -> dict[str, Any]:
     apply_settings(job.run.spec.train.cudnn, fabric.world_size)
     try:
         _agree(fabric, job)
-        return _Trainer(fabric, job).run_epochs()
+        with keep_freed_memory():
+            return _Trainer(fabric, job).run_epochs()
     except KinegraphError as error:
         if is_child and job.failure_path:
             write_json(job.failure_path, {"kind": type(error).__name__, "problems": error.as_data()})
