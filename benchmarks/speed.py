@@ -2,8 +2,8 @@
 
     python benchmarks/speed.py [--only clip,training] [--quick] [--threads 2]
 
-Each comparison runs its two sides in processes of their own, which both prepare and warm up and then take turns, one
-run each: what disturbs the machine disturbs both. Reported are the medians and the median of the ratios of neighbouring
+Each comparison runs its two sides in processes of their own, which both prepare and warm up and then take turns: what
+disturbs the machine disturbs both. Reported are the medians and the median of the ratios of neighbouring
 runs, reference / ours. The reference is tests/reference/st_gcn_original.py in eager PyTorch with the same threads.
 Sides that cannot run here (a backend that is not installed) are listed with the reason. The results are written by
 commit into benchmarks/results/speed.json, and as a table between the markers of docs/performance.md.
@@ -128,7 +128,7 @@ def list_clip_cases(models: dict[str, str]) -> list[Comparison]:
             f"{'one clip' if batch == 1 else f'{batch} clips'}, {backend}{' int8' if form == 'int8' else ''}",
             Side("our_clip", {"model": models[form], "backend": backend, "batch": batch}),
             Side("original_clip", {"batch": batch}),
-            rounds=25 if batch == 1 else 9,
+            rounds=15 if batch == 1 else 5,
         )
         for batch in (1, 16)
         for backend, form in pairs
@@ -138,7 +138,18 @@ def list_clip_cases(models: dict[str, str]) -> list[Comparison]:
 def list_online_cases(models: dict[str, str]) -> list[Comparison]:
     """One new frame: a step, against the last 300 frames anew."""
     few = 4
-    return [
+    window = Side("our_clip", {"model": models["onnx"], "backend": "onnxruntime", "batch": 1})
+    same = Comparison(
+        "a frame of 1 person, onnxruntime, against the window in onnxruntime",
+        Side("our_step", {"model": models["step"], "people": 1}),
+        window,
+    )
+    recipe = Comparison(
+        "a frame of 200 people, network of the recipe online",
+        Side("our_step", {"model": models["online"], "people": 200}),
+        None,
+    )
+    return [same, recipe] + [
         Comparison(
             f"a frame of {people} {'person' if people == 1 else 'people'}, {form}",
             Side("our_step", {"model": models[key], "people": people}),
@@ -211,7 +222,7 @@ CASES: dict[str, Callable[[dict[str, str]], list[Comparison]]] = {
 
 
 def write_models(folder: Path) -> dict[str, str]:
-    """Files with random weights: pth, causal (pth), onnx, int8, step (onnx). One that fails is named all the same."""
+    """Files with random weights: pth, causal, online; onnx, int8, step. One that fails is named all the same."""
     from kinegraph.actions import export
     from kinegraph.data.pipeline import InputPipeline
     from kinegraph.models import build_model
@@ -228,6 +239,7 @@ def write_models(folder: Path) -> dict[str, str]:
             model.state_dict(), options, layout, 10, pipeline=InputPipeline(3, 34).to_dict(), spec={"model_name": name}
         )
         write_checkpoint(folder / f"{name}.pth", content)
+    write_online_model(folder / "online.pth")
     forms: dict[str, dict[str, Any]] = {
         "onnx": {"checkpoint": "pth"},
         "int8": {
@@ -245,9 +257,31 @@ def write_models(folder: Path) -> dict[str, str]:
             export({"export": section})
         except Exception as error:  # what is measured of it then says that the file is missing
             print(f"{name}.onnx was not written: {error}", flush=True)
-    return {name: str(folder / f"{name}.pth") for name in ("pth", "causal")} | {
+    return {name: str(folder / f"{name}.pth") for name in ("pth", "causal", "online")} | {
         name: str(folder / f"{name}.onnx") for name in forms
     }
+
+
+def write_online_model(path: Path) -> None:
+    """The network and input pipeline of the recipe `online` for 20 joints, with random weights."""
+    from kinegraph.config_source import nest
+    from kinegraph.data.pipeline import build_pipeline
+    from kinegraph.models import build_model
+    from kinegraph.models.checkpoint import Checkpoint, write_checkpoint
+    from kinegraph.recipes import RECIPES
+    from kinegraph.skeleton.layouts import LAYOUTS
+    from kinegraph.spec import ModelSpec
+    from kinegraph.spec_input import InputSpec
+
+    sections, layout = nest(RECIPES["online"].values), LAYOUTS["kinect_v1"]
+    options = ModelSpec(**sections["model"])
+    pipeline = build_pipeline(InputSpec(**sections["input"]), 3, layout)
+    channels = pipeline.output_channels
+    model = build_model(options, layout, 10, channels).eval()
+    content = Checkpoint(
+        model.state_dict(), options, layout, 10, pipeline=pipeline.to_dict(), spec={}, num_channels=channels
+    )
+    write_checkpoint(path, content)
 
 
 def find_commit() -> str:
@@ -272,6 +306,8 @@ def format_table(result: dict[str, Any]) -> str:
         elif row["title"] in PEAKS:
             _, amount, unit = PEAKS[row["title"]]
             lines.append(f"| {row['title']} | {row['threads']} | {amount / row['our_seconds']:.0f} {unit} | | |")
+        elif "ratio" not in row:
+            lines.append(f"| {row['title']} | {row['threads']} | {show_seconds(row['our_seconds'])} | | |")
         else:
             times = f"{show_seconds(row['our_seconds'])} | {show_seconds(row['reference_seconds'])}"
             lines.append(f"| {row['title']} | {row['threads']} | {times} | {row['ratio']:.2f} |")

@@ -1,7 +1,9 @@
 """One side of a comparison, in a process of its own: `python speed_sides.py NAME ARGUMENTS_AS_JSON`.
 
-It prepares, warms up, prints READY, and then, for every line on its input, runs once and prints the seconds. The
-reference sides (`original_...`, `loop_...`) are tests/reference/st_gcn_original.py.
+It prepares, warms up, prints READY, and then, for every line on its input, takes a turn and prints the seconds of one
+run. A turn is as many runs as take TURN_S, at least one: a process that has just waited for its turn runs slower at
+first, which would be all that is seen of a short function. The reference sides (`original_...`, `loop_...`) are
+tests/reference/st_gcn_original.py.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 LAYOUT = "nvidia"
 NUM_CLASSES = 10
+TURN_S = 0.5
+MAX_RUNS = 1000
 WINDOW_FRAMES = 300
 LAYOUTS_BY_JOINTS = {20: "kinect_v1", 34: LAYOUT}
 Run = Callable[[], object]
@@ -88,8 +92,9 @@ def our_step(model: str, people: int, threads: int) -> Run:
     from kinegraph import online
 
     stepper = online.load(model, mode="step", threads=threads)
-    frames = make_clips(people, 3, 34)
-    _, state = stepper.step(make_clips(people, 3, 32, 34), stepper.start(people))
+    joints = stepper.num_joints
+    frames = make_clips(people, 3, joints)
+    _, state = stepper.step(make_clips(people, 3, 32, joints), stepper.start(people))
 
     def run() -> object:
         nonlocal state
@@ -234,13 +239,16 @@ SIDES: dict[str, Callable[..., Run]] = {
 
 def main() -> None:
     run = SIDES[sys.argv[1]](**json.loads(sys.argv[2]))
-    for _ in range(2):
-        run()
+    run()
+    started_s = time.perf_counter()
+    run()
+    runs = max(1, min(MAX_RUNS, int(TURN_S / (time.perf_counter() - started_s))))
     print("READY", flush=True)
     for _ in sys.stdin:
         started_s = time.perf_counter()
-        run()
-        print(time.perf_counter() - started_s, flush=True)
+        for _ in range(runs):
+            run()
+        print((time.perf_counter() - started_s) / runs, flush=True)
 
 
 if __name__ == "__main__":
