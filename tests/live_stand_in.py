@@ -16,6 +16,7 @@ class StandInModel:
     class_names = CLASS_NAMES
     num_channels = 3
     num_joints = 2
+    has_window = False
 
     def __init__(self, frames_per_second: float = 10.0, delay_frames: int = 0) -> None:
         self.frames_per_second = frames_per_second

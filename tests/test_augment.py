@@ -383,6 +383,23 @@ def test_mirror_images_are_left_out_where_sides_matter(sides_matter: Any, names:
     assert not told and unused.mirror == 0
 
 
+def test_mirror_images_without_pairs_are_told() -> None:
+    hand = LAYOUTS["mediapipe_hand"]
+    assert not hand.symmetric
+    augment, plain = AugmentSpec(mirror=0.5), InputPipeline(3, hand.num_joints)
+    options, told = choose_augmentation(augment, plain, ["wave"], hand.symmetric)
+    assert options == augment
+    assert told == ["augment.mirror=0.5 negates x and swaps no joints: the layout names no symmetric pairs."]
+    centred = InputSpec(centre="frame")
+    assert choose_augmentation(augment, build_pipeline(centred, 3, hand), ["wave"])[1] == told
+    # Where joints are swapped, nothing is mirrored, or it is for another reason
+    assert choose_augmentation(augment, build_pipeline(centred, 3, LAYOUT), ["wave"])[1] == []
+    assert choose_augmentation(augment, plain, ["wave"], LAYOUT.symmetric)[1] == []
+    assert choose_augmentation(AugmentSpec(noise=0.1), plain, ["wave"], hand.symmetric)[1] == []
+    (only,) = choose_augmentation(augment, plain, ["turn left"], hand.symmetric)[1]
+    assert "has no effect" in only
+
+
 @pytest.mark.parametrize(
     ("augment", "options", "num_channels", "places"),
     [

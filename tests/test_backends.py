@@ -47,6 +47,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "ST-GCN": {},
     "EF-GCN": {"model_type": "EF-GCN", "depth": 1},
     "EF-GCN causal": {"model_type": "EF-GCN", "depth": 1, "temporal_padding": "causal"},
+    "ST-GCN++": {"model_type": "ST-GCN++", "depth": 1, "width": 0.5},
+    "ST-GCN++ causal": {"model_type": "ST-GCN++", "depth": 1, "width": 0.5, "temporal_padding": "causal"},
 }
 SHAPES = ((1, 1, 1), (3, 7, 1), (2, 13, 3))
 """(clips, frames, people)"""
@@ -271,7 +273,7 @@ class Unfoldable(torch.nn.Module):
 def test_a_network_that_cannot_be_folded_is_left_to_torch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
-    monkeypatch.setattr("kinegraph.models.checkpoint.find_network", lambda _: Unfoldable)
+    monkeypatch.setattr("kinegraph.models.find_network", lambda _: Unfoldable)
     torch.manual_seed(0)
     weights = Unfoldable().state_dict()
     write_checkpoint(tmp_path / "m.pth", replace(make_checkpoint(), state_dict=weights))

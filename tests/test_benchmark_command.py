@@ -185,7 +185,7 @@ class FakeWorker:
             if self.name in self.refused:
                 raise WorkerError(self.refused[self.name], is_refusal=True)
             facts = {"library": "numpy", "multiply_adds": 10**6, "delay_frames": 3}
-            return {"load_s": 0.5, "start_bytes": 1000, "loaded_bytes": 2000, "facts": facts}
+            return {"load_s": 0.5, "start_bytes": 1000, "facts": facts}
         if request["do"] == "warm":
             return {"first_s": 0.2, "peak_bytes": 3000 + request["size"]}
         self.asked.append((self.name, self.threads, request["size"]))

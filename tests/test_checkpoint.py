@@ -50,6 +50,7 @@ def make_checkpoint(layout: str = "coco", **options: Any) -> Checkpoint:
         metrics={"val_acc": 0.5},
         spec={"train": {"num_epochs": 2}},
         training={**TRAINING},
+        temperature=1.7,
     )
 
 
@@ -60,6 +61,7 @@ def test_written_checkpoint_reads_back(tmp_path: Path) -> None:
     assert not read.is_foreign and read.class_names == ["sit", "stand", "walk"]
     assert (read.options, read.layout, read.pipeline) == (written.options, written.layout, written.pipeline)
     assert read.metrics == written.metrics and read.training == written.training
+    assert read.temperature == written.temperature != 1.0
     x = torch.randn(2, 3, 5, 17, 1)
     assert torch.equal(build_from_checkpoint(read, "model.pth")(x), make_model()(x))
 
@@ -397,6 +399,7 @@ def write_changed(path: Path, **changes: Any) -> Path:
         {"spec": []},
         {"pipeline": 3},
         {"versions": "1"},
+        *({"temperature": value} for value in (0, -1.0, True, "1", None, float("nan"), float("inf"), 1e30)),
         {"training": [1]},
         {"training": {**TRAINING, "optimizer": None}},
         *({"training": {name: value for name, value in TRAINING.items() if name != left_out}} for left_out in TRAINING),

@@ -22,6 +22,7 @@ import kinegraph
 from kinegraph import actions, cli
 from kinegraph.cli.parameters import ACTION_HELP
 from kinegraph.errors import DataError, KinegraphError, Problem
+from kinegraph.recipes import DEFAULT_RECIPE, RECIPES
 from kinegraph.run import LOGGER, Result, Run, Terminated
 from kinegraph.skeleton.layouts import LAYOUTS
 from kinegraph.spec import Spec
@@ -313,7 +314,8 @@ def test_validate_checks_what_an_action_needs(ask: Callable[..., Answer], tmp_pa
 def test_template_and_schema(ask: Callable[..., Answer], tmp_path: Path, action: str) -> None:
     template, schema = ask("template", action), ask("schema", action)
     assert (template.code, schema.code) == (0, 0)
-    assert template.out == build_template(action)
+    values = RECIPES[DEFAULT_RECIPE].values if action in actions.TRAINING else {}
+    assert template.out == build_template(action, values)
     jsonschema.Draft202012Validator.check_schema(schema.data)
     assert not list(jsonschema.Draft202012Validator(schema.data).iter_errors(yaml.safe_load(template.out)))
     for command, text in (("template", template.out), ("schema", schema.out)):

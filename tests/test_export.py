@@ -303,7 +303,7 @@ class Unfoldable(torch.nn.Module):
 
 
 def test_a_network_that_cannot_be_folded_is_exported_by_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kinegraph.models.checkpoint.find_network", lambda _: Unfoldable)
+    monkeypatch.setattr("kinegraph.models.find_network", lambda _: Unfoldable)
     torch.manual_seed(0)
     weights = Unfoldable().state_dict()
     write_checkpoint(tmp_path / "model.pth", replace(make_checkpoint(), state_dict=weights))

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from kinegraph.data import arrays
+from kinegraph.data.body import find_body
 from kinegraph.data.checks import check_dataset
 from kinegraph.data.inspect import format_report, inspect_dataset
 from kinegraph.data.labels import read_labels
 from kinegraph.errors import DataError
+from kinegraph.skeleton.layouts import get_layout
 
 CLASSES = ["sit", "walk", "sit", "jump", "sit", "walk", "sit", "sit"]
 
@@ -121,6 +123,49 @@ def test_faults_are_described_and_not_raised(tmp_path: Path) -> None:
         assert words in told
         assert words in format_report(report)
     json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.parametrize("block_values", [arrays.BLOCK_VALUES, 300])
+@pytest.mark.parametrize("joints", [17, 34])
+@pytest.mark.parametrize("has_score", [False, True])
+def test_odd_first_frames_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_values: int, joints: int, has_score: bool
+) -> None:
+    """Of layouts that are known, by the trunk (34 joints); where several have as many joints, by the spread (17)."""
+    monkeypatch.setattr(
+        "kinegraph.data.inspect.iterate_blocks", lambda array: arrays.iterate_blocks(array, block_values)
+    )
+    random = np.random.default_rng(2)
+    pose = random.normal(size=(3, 1, joints, 1))
+    clips = pose * random.uniform(0.8, 1.2, (9, 1, 12, 1, 2))
+    clips *= np.linspace(1, 10, 9)[:, None, None, None, None]  # who is far away is small: that is usual
+    clips[0, ..., 1] = 0  # nobody there
+    clips[1, :, :5] = 0  # comes late
+    clips[2, :, 0, :, 1] *= 0.02
+    clips[3, :, :4], clips[3, :, 4, :, 0] = 0, 10 * clips[3, :, 4, :, 0]
+    clips[4, :, 0] *= 0.5  # not so far from the others
+    clips[5, :, 3] *= 0.1  # not the first frame
+    clips[6, :, :11], clips[6, :, 0] = 0, 0.1 * clips[6, :, 0]  # alone at the start, then the last frame
+    is_there = clips.any(axis=(1, 3))[:, None, :, None]
+    clips += 100 * is_there  # away from the origin
+    if has_score:
+        clips[:, 2] = random.random((9, 12, joints, 2)) * is_there[:, 0]
+    np.save(tmp_path / "a.npy", clips.astype(np.float32))
+    report = inspect_dataset(tmp_path / "a.npy")
+    assert report["odd_first_frames"] == [2, 3, 6]
+    (problem,) = [text for text in report["problems"] if "first frame" in text]
+    assert "in 3 clips" in problem and ": 2, 3, 6." in problem and "input.scale=first" in problem
+    assert problem in format_report(report)
+
+
+def test_a_bad_trunk_in_a_first_frame_is_odd(tmp_path: Path) -> None:
+    """The rest of the person is as always, so that only the layout tells."""
+    layout = get_layout("kinect_v1")
+    clip = np.random.default_rng(0).normal(size=(1, 3, 1, 20, 1)).repeat(30, axis=2)
+    low, high = find_body(layout).trunk
+    clip[0, :, 0, list(high)] = clip[0, :, 0, list(low)] + 0.001
+    np.save(tmp_path / "a.npy", np.concatenate([clip, clip[:, :, ::-1]]).astype(np.float32))
+    assert inspect_dataset(tmp_path / "a.npy")["odd_first_frames"] == [0]
 
 
 def test_an_array_of_zeros_without_labels(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ import numpy as np
 import pytest
 
 from kinegraph.cli import main
+from kinegraph.data.pipeline import build_pipeline
+from kinegraph.models.checkpoint import write_checkpoint
+from kinegraph.skeleton.layouts import LAYOUTS
+from kinegraph.spec_input import InputSpec
 from kinegraph.spec_live import LiveSpec
 from live_stand_in import make_line
-from model_files import CLASS_NAMES, NUM_JOINTS, write_model
+from model_files import CLASS_NAMES, LAYOUT, NUM_JOINTS, make_checkpoint, write_model
 
 
 def write_frames(path: Path, num_frames: int = 240) -> Path:
@@ -95,6 +100,18 @@ def test_command_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     for arguments, expected in wrong:
         assert main(arguments) == 2, arguments
         assert expected in capsys.readouterr().err
+
+
+def test_a_model_with_a_window_takes_no_pooling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline = build_pipeline(InputSpec(sampling="uniform", num_frames=8), 3, LAYOUTS[LAYOUT])
+    write_checkpoint(tmp_path / "model.pth", replace(make_checkpoint(), pipeline=pipeline.to_dict()))
+    frames = write_frames(tmp_path / "frames.jsonl", 20)
+    command = ["live", str(frames), "--model", str(tmp_path / "model.pth")]
+    for accepted in ([], ["live.pooling_frames=0"]):
+        assert main([*command, *accepted]) == 0
+        assert read_events(capsys.readouterr().out)[-1]["counts"]["answers"] == 40
+    assert main([*command, "live.pooling_frames=8"]) == 2
+    assert "pooling_frames: got 8, expected none: this model classifies a window" in capsys.readouterr().err
 
 
 STAND_IN = """

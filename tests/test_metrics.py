@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kinegraph.metrics import count_confusion, format_table, measure_top_k, score
+from kinegraph.metrics import (
+    Rejection,
+    count_confusion,
+    format_table,
+    measure_auroc,
+    measure_calibration_error,
+    measure_negative_log_likelihood,
+    measure_rejection,
+    measure_top_k,
+    score,
+)
 
 NUM_CLASSES = 4
 NAMES = ["a", "b", "c", "d"]
@@ -121,3 +131,63 @@ def test_table_names_every_class_and_both_accuracies() -> None:
 
 def test_table_of_a_full_set_has_no_note() -> None:
     assert format_table(score_pairs([(i, i) for i in range(4)])).splitlines()[-1] == "Average class accuracy: 100.00 %"
+
+
+@given(st.integers(1, 40), st.integers(1, 20), st.integers(0, 2**32 - 1))
+def test_calibration_error_agrees_with_bins_counted_one_by_one(num_clips: int, num_bins: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    # Sixteenths, so that probabilities fall on the edges of bins too
+    counts = rng.multinomial(16, [0.6, 0.3, 0.1], num_clips)
+    probabilities, truth = counts / 16, rng.integers(0, 3, num_clips)
+    error = 0.0
+    for number in range(num_bins):
+        members = [i for i in range(num_clips) if number < counts[i].max() * num_bins / 16 <= number + 1]
+        if members:
+            accuracy = np.mean([int(np.argmax(counts[i])) == truth[i] for i in members])
+            confidence = np.mean([counts[i].max() / 16 for i in members])
+            error += len(members) / num_clips * abs(accuracy - confidence)
+    assert measure_calibration_error(probabilities, truth, num_bins) == pytest.approx(error, abs=1e-12)
+
+
+def test_calibration_error_of_known_answers() -> None:
+    sure = np.tile([1.0, 0.0], (4, 1))
+    assert measure_calibration_error(sure, np.array([0, 0, 0, 0])) == 0.0
+    assert measure_calibration_error(sure, np.array([0, 0, 0, 1])) == pytest.approx(0.25)
+    assert measure_calibration_error(np.tile([0.75, 0.25], (4, 1)), np.array([0, 0, 0, 1])) == pytest.approx(0.0)
+    assert measure_calibration_error(np.zeros((0, 2)), np.zeros(0)) == 0.0
+
+
+@given(st.integers(1, 10), st.floats(0.1, 200), st.integers(0, 2**32 - 1))
+def test_likelihood_agrees_with_plain_arithmetic(num_clips: int, spread: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits, truth = spread * rng.standard_normal((num_clips, 4)), rng.integers(0, 4, num_clips)
+    total = sum(float(np.logaddexp.reduce(row) - row[label]) for row, label in zip(logits, truth, strict=True))
+    assert measure_negative_log_likelihood(logits, truth) == pytest.approx(total / num_clips)
+    assert measure_negative_log_likelihood(logits[:0], truth[:0]) == 0.0
+
+
+SCORES = st.lists(st.integers(-3, 3), min_size=1, max_size=25)
+
+
+@given(SCORES, SCORES)
+def test_auroc_agrees_with_a_count_of_all_pairs(positives: list[int], negatives: list[int]) -> None:
+    wins = sum((p > n) + 0.5 * (p == n) for p in positives for n in negatives)
+    found = measure_auroc(np.array(positives), np.array(negatives))
+    assert found == pytest.approx(wins / (len(positives) * len(negatives)))
+    assert measure_auroc(np.array(negatives), np.array(positives)) == pytest.approx(1 - found)
+    assert measure_auroc(np.exp(positives), np.exp(negatives)) == pytest.approx(found), "only the order counts"
+
+
+@pytest.mark.parametrize(("positives", "negatives"), [([], [1.0]), ([1.0], []), ([float("nan")], [1.0])])
+def test_auroc_needs_scores_of_both(positives: list[float], negatives: list[float]) -> None:
+    with pytest.raises(ValueError, match="expected some of each"):
+        measure_auroc(np.array(positives), np.array(negatives))
+
+
+def test_rejection_counts_answers_below_the_threshold() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8], [0.4, 0.6]])
+    truth = np.array([0, 1, 0, 1])
+    assert measure_rejection(probabilities, truth, 0.6) == Rejection(0.6, 25.0, 66.67)
+    assert measure_rejection(probabilities, truth, 0.85) == Rejection(0.85, 75.0, 100.0)
+    assert measure_rejection(probabilities, truth, 0.95) == Rejection(0.95, 100.0, None)
+    assert measure_rejection(probabilities, truth, 0.0) == Rejection(0.0, 0.0, 50.0)

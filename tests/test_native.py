@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +17,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from golden_weights import golden_input, golden_state_dict
 from kinegraph import native
-from kinegraph.errors import DataError, UserError
+from kinegraph.errors import CheckpointError, DataError, UserError
 from kinegraph.models import build_model
 from kinegraph.models.folded import (
     INPUT,
@@ -31,7 +35,7 @@ from kinegraph.models.folded import (
 )
 from kinegraph.models.folded_torch import FoldedModel
 from kinegraph.native import NativeNetwork
-from kinegraph.native.graph import find_cover, plan_graph
+from kinegraph.native.graph import _measure_depths, find_cover, plan_graph
 from kinegraph.skeleton.graph import build_adjacency
 from kinegraph.skeleton.layouts import LAYOUTS
 from kinegraph.spec import ModelSpec
@@ -181,6 +185,41 @@ def test_a_cover_holds_all_edges_and_is_the_smallest(edges: list[list[bool]]) ->
     assert len(rows) + len(columns) == best
 
 
+@settings(deadline=None)
+@given(seed=st.integers(0, 1000), shape=st.tuples(st.integers(1, 60), st.integers(1, 60)), density=st.floats(0, 0.3))
+def test_a_cover_is_as_large_as_the_largest_matching(seed: int, shape: tuple[int, int], density: float) -> None:
+    """Those of SciPy, for graphs that are too large to try all covers."""
+    matrix = np.random.default_rng(seed).random(shape) < density
+    rows, columns = find_cover(matrix)
+    assert not np.delete(np.delete(matrix, list(rows), 0), list(columns), 1).any()
+    matched = maximum_bipartite_matching(csr_array(matrix), perm_type="column")
+    assert len(rows) + len(columns) == np.count_nonzero(matched >= 0)
+
+
+def test_a_cover_takes_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where half of the rows take away the columns of the others first, one path a round would take 100 rounds."""
+    rounds = 0
+
+    def measure(*arguments: Any) -> list[int]:
+        nonlocal rounds
+        rounds += 1
+        return _measure_depths(*arguments)
+
+    monkeypatch.setattr("kinegraph.native.graph._measure_depths", measure)
+    triangle = np.tril(np.ones((200, 200), bool))
+    for matrix in (
+        triangle,
+        triangle[::-1],
+        triangle.T,
+        triangle[:, ::-1],
+        np.eye(200, dtype=bool) | np.eye(200, k=1, dtype=bool),
+    ):
+        rounds = 0
+        rows, columns = find_cover(matrix)
+        assert len(rows) + len(columns) == 200
+        assert 2 <= rounds <= 2 * math.sqrt(200) + 2
+
+
 @given(seed=st.integers(0, 100), joints=st.integers(1, 12), density=st.floats(0, 1))
 def test_a_graph_plan_is_the_definition(seed: int, joints: int, density: float) -> None:
     make = Weights(seed, joints=joints)
@@ -312,6 +351,16 @@ def test_arguments_that_are_not_to_be_had(st_gcn: FoldedNetwork) -> None:
             NativeNetwork(st_gcn, threads)
     with pytest.raises(UserError, match="instruction_set"):
         NativeNetwork(st_gcn, 1, instruction_set="mmx")
+
+
+def test_graphs_with_too_many_links_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = Weights(joints=6)
+    network = make.network(3, [make.graph("g", INPUT, 3, 4, 2, 1.0), make.graph("h", "g", 4, 4, 2, 1.0)])
+    monkeypatch.setattr("kinegraph.native.build.MAX_LINKS", 144)
+    NativeNetwork(network, 1)
+    monkeypatch.setattr("kinegraph.native.build.MAX_LINKS", 143)
+    with pytest.raises(CheckpointError, match=r"144 links between joints, more than 143.*onnxruntime"):
+        NativeNetwork(network, 1)
 
 
 def test_no_torch_is_imported() -> None:

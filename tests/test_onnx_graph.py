@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -256,6 +257,47 @@ def set_layer(index: int, **changes: Any) -> Callable[[onnx.ModelProto, dict[str
 def test_damaged_structures_are_refused(edit: Callable[[onnx.ModelProto, dict[str, Any]], None]) -> None:
     with pytest.raises(CheckpointError, match=r"damaged kinegraph\.folded"):
         read_folded(change(write_clip_form(make_network()), edit))
+
+
+def write_identities(joints: int) -> bytes:
+    """A file of some kilobytes that asks for two identity matrices, and a bias for each joint."""
+    make = Weights(0, joints=5)
+    layer = make.graph("g", INPUT, 3, 4, subsets=2)
+    layer = replace(layer, adjacency=np.stack([np.eye(5, dtype=np.float32)] * 2), bias=np.tile(layer.bias[:1], (5, 1)))
+    content = write_clip_form(make.network(3, [layer]))
+    return change(content, lambda _, structure: structure.update(num_joints=joints))
+
+
+def test_identities_take_memory_only_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = write_identities(10_000)
+    assert len(content) < 10_000
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="identity matrices and biases that would take more than 128 MB"):
+        read_folded(content)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000
+    needed = 2 * 7**2 + 7 * 4
+    monkeypatch.setattr("kinegraph.onnx_structure.MAX_MADE_ELEMENTS", needed)
+    network = read_folded(write_identities(7))
+    assert network is not None and isinstance(network.layers[0], GraphConvolutionLayer)
+    np.testing.assert_array_equal(network.layers[0].adjacency, [np.eye(7)] * 2)
+    assert network.layers[0].bias.shape == (7, 4)
+    monkeypatch.setattr("kinegraph.onnx_structure.MAX_MADE_ELEMENTS", needed - 1)
+    with pytest.raises(CheckpointError, match="identity matrices and biases"):
+        read_folded(write_identities(7))
+
+
+def test_layers_of_one_name_do_not_multiply_what_is_in_the_file() -> None:
+    make = Weights(0, joints=5)
+    content = write_clip_form(make.network(64, [make.temporal("t", INPUT, 64, 64, 64)]))
+    repeated = change(content, lambda _, structure: structure.update(layers=structure["layers"] * 300))
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match=r"damaged kinegraph\.folded"):
+        read_folded(repeated)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * len(content)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "null", "{", "[" * 100_000, '{"version": 1}'])

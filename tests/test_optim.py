@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinegraph.optim import LearningRateSchedule, build_optimizer
-from kinegraph.spec import OptimSpec
+from kinegraph.spec_train import OptimSpec
 
 
 def list_rates(options: OptimSpec, num_epochs: int, steps: int) -> list[float]:

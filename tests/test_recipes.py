@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ import yaml
 
 import small_runs
 from kinegraph import online
+from kinegraph.actions import train
 from kinegraph.cli import main
 from kinegraph.config import list_options
+from kinegraph.config_source import nest
 from kinegraph.models import build_model
-from kinegraph.recipes import RECIPES
+from kinegraph.models.checkpoint import read_checkpoint
+from kinegraph.recipes import DEFAULT_RECIPE, RECIPES, choose_values
 from kinegraph.skeleton.layouts import get_layout
 from kinegraph.spec import ModelSpec, Spec
 
@@ -48,11 +52,40 @@ def test_recipe_trains_from_its_template(name: str, tmp_path: Path, capsys: pyte
 def test_recipes_name_known_options() -> None:
     known = {entry.key for entry in list_options(Spec)}
     assert all(key in known for recipe in RECIPES.values() for key in recipe.values)
-    assert {"tao", "online"} <= RECIPES.keys() and not RECIPES["tao"].values
+    assert {"tao", "small", "balanced", "best", "online"} == RECIPES.keys() and not RECIPES["tao"].values
 
 
-def test_network_of_the_online_recipe_is_small() -> None:
-    values = RECIPES["online"].values
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ((), RECIPES[DEFAULT_RECIPE].values),
+        (("model.graph_layout=coco", "num_epochs=3"), RECIPES[DEFAULT_RECIPE].values),
+        (("model.model_type=ST-GCN",), {}),
+        (("model.dropout=0.1",), {}),
+    ],
+)
+def test_a_training_without_a_spec_or_a_network_is_that_of_the_default_recipe(
+    overrides: tuple[str, ...], expected: dict[str, Any]
+) -> None:
+    assert choose_values(overrides) == nest(expected)
+
+
+def test_a_spec_file_keeps_the_network_of_tao(tmp_path: Path) -> None:
+    small_runs.write_small_data(tmp_path)
+    train(small_runs.make_spec(tmp_path, num_epochs=1))
+    assert read_checkpoint(tmp_path / "results/train/pc_model_latest.pth").options.model_type == "ST-GCN"
+    overrides = [f"results_dir={tmp_path / 'other'}", "model.graph_layout=coco", "num_epochs=1", "batch_size=4"]
+    for part in ("train", "val"):
+        overrides.append(f"dataset.{part}_dataset.data_path={tmp_path}/{part}_data.npy")
+        overrides.append(f"dataset.{part}_dataset.label_path={tmp_path}/{part}_label.json")
+    train(None, *overrides)
+    found = read_checkpoint(tmp_path / "other/train/pc_model_latest.pth").options.model_type
+    assert found == RECIPES[DEFAULT_RECIPE].values["model.model_type"] != "ST-GCN"
+
+
+@pytest.mark.parametrize("name", ["small", "online"])
+def test_network_of_the_small_recipes_is_small(name: str) -> None:
+    values = RECIPES[name].values
     options = {key.removeprefix("model."): value for key, value in values.items() if key.startswith("model.")}
     channels = 3 * len(values["input.streams"])
     model = build_model(replace(ModelSpec(), **options), get_layout("ntu-rgb+d"), 60, channels)

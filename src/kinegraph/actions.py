@@ -13,6 +13,7 @@ from typing import Any
 
 from kinegraph.errors import look_up
 from kinegraph.local_run import fetch_inputs, open_results
+from kinegraph.recipes import choose_values
 from kinegraph.run import Result, Run, find_launched_rank, open_run
 from kinegraph.spec import Spec
 from kinegraph.spec_reading import read_spec
@@ -26,6 +27,8 @@ ACTIONS: dict[str, str] = {
     "export": "kinegraph.export:export",
 }
 
+TRAINING = ("train", "automl")
+"""Actions that take the default recipe where there is no spec."""
 DISTRIBUTED = ("train",)
 """Actions that all processes of torchrun or SLURM work on; of the others only the first process does anything."""
 
@@ -35,9 +38,12 @@ SpecSource = str | Path | Mapping[str, Any] | None
 def run_action(name: str, source: SpecSource = None, overrides: Sequence[str] = ()) -> Result:
     """Run an action on a spec: a YAML file, a mapping or nothing, with `key=value` overrides.
 
+    A training without a spec, and without overrides of the network, is that of the default recipe.
     Raises UserError for what the user can mend, KinegraphError for what failed.
     """
     target = look_up(ACTIONS, name, "action")
+    if source is None and name in TRAINING:
+        source = choose_values(overrides)
     loaded = read_spec(source, list(overrides), name)
     module, _, function = target.partition(":")
     action: Callable[[Spec, Run], Result] = getattr(importlib.import_module(module), function)

@@ -12,7 +12,8 @@ from lightning_fabric import Fabric
 
 from kinegraph.errors import Problem, SpecError
 from kinegraph.run import Run, find_launch
-from kinegraph.spec import CudnnSpec, Spec
+from kinegraph.spec import Spec
+from kinegraph.spec_train import CudnnSpec
 
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed"}
 

@@ -73,6 +73,11 @@ class CheckpointError(UserError):
     pass
 
 
+def describe_reason(error: Exception) -> str:
+    """What an exception of another library says, in one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200]
+
+
 def suggest(name: str, choices: Iterable[str]) -> str:
     """'Did you mean ...?' for a near miss of one of the choices, else an empty string."""
     by_lower = {choice.lower(): choice for choice in choices}

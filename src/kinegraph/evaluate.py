@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,30 @@ from numpy.typing import NDArray
 from kinegraph.data.checks import DatasetInfo, check_dataset
 from kinegraph.data.labels import Labels
 from kinegraph.errors import DataError, Problem
-from kinegraph.metrics import Counts, Scores, count_confusion, format_table, measure_top_k, score
-from kinegraph.predict import find_batch_size, format_probability, open_model, predict_file, write_csv
+from kinegraph.explain import write_explanations
+from kinegraph.metrics import (
+    CALIBRATION_BINS,
+    Counts,
+    Rejection,
+    Scores,
+    count_confusion,
+    format_table,
+    measure_calibration_error,
+    measure_negative_log_likelihood,
+    measure_rejection,
+    measure_top_k,
+    score,
+)
+from kinegraph.predict import (
+    find_batch_size,
+    format_probability,
+    open_explainer,
+    open_model,
+    predict_file,
+    write_csv,
+)
 from kinegraph.run import Result, Run
-from kinegraph.runtime import Predictor
+from kinegraph.runtime import Predictions, Predictor
 from kinegraph.spec import Spec
 from kinegraph.storage import write_atomically, write_json
 
@@ -31,6 +52,7 @@ def evaluate(spec: Spec, run: Run) -> Result:
     """
     options = spec.evaluate
     predictor = open_model(spec, run, options, "evaluate")
+    explainer = open_explainer(spec, predictor, options)
     batch_size = find_batch_size(spec, options, "evaluate")
     info, labels = _check_clips(predictor, options.test_dataset.data_path, options.test_dataset.label_path)
     for warning in info.warnings:
@@ -49,16 +71,27 @@ def evaluate(spec: Spec, run: Run) -> Result:
         "confusion_matrix_plot": str(run.folder / "confusion_matrix.png"),
         "predictions": str(run.folder / "predictions.csv"),
     }
-    _write_predictions(files["predictions"], predictor, labels, predictions.labels, predictions.probabilities)
+    threshold = options.reject_threshold
+    _write_predictions(files["predictions"], predictor, labels, predictions, threshold)
     write_confusion(files["confusion_matrix"], confusion, predictor.class_names)
     plot_confusion(files["confusion_matrix_plot"], confusion, predictor.class_names)
+    calibration = _measure_calibration(logits, predictions, labels, predictor.description.temperature)
+    rejection = measure_rejection(predictions.probabilities, labels.labels, threshold) if threshold > 0 else None
     description = _describe(scores, confusion, predictor, info, options.test_dataset.label_path)
+    description |= {**calibration, **({"rejection": asdict(rejection)} if rejection else {})}
     write_json(files["metrics"], run.show(description))
+    if explainer:
+        chosen = predictions.labels, labels.names, run, options.explain_clips, labels.labels
+        files |= write_explanations(explainer, info.data_path, *chosen)
     run.info(format_table(scores))
+    run.info(_format_answers(calibration, rejection))
     kpi = {"accuracy": scores.accuracy, "avg_accuracy": scores.avg_accuracy}
     run.write_status("RUNNING", f"Evaluated {scores.num_clips} clips.", kpi=kpi)
-    metrics = {**kpi, "avg_accuracy_present": scores.avg_accuracy_present, "macro_f1": scores.macro_f1}
+    metrics: dict[str, Any] = {**kpi, "avg_accuracy_present": scores.avg_accuracy_present, "macro_f1": scores.macro_f1}
     metrics |= {f"top_{k}_accuracy": percent for k, percent in top_k.items()}
+    metrics |= {key: calibration[key] for key in ("ece", "nll")}
+    if rejection:
+        metrics |= {"rejected": rejection.rejected, "accuracy_of_rest": rejection.accuracy_of_rest}
     return Result({**metrics, "num_clips": scores.num_clips}, files)
 
 
@@ -82,6 +115,30 @@ def _check_clips(predictor: Predictor, data_path: str, label_path: str) -> tuple
     return info, info.labels
 
 
+def _measure_calibration(
+    logits: NDArray[np.float32], predictions: Predictions, labels: Labels, temperature: float
+) -> dict[str, float]:
+    """ece in percent, nll in nats a clip, and the temperature that both are about."""
+    error = measure_calibration_error(predictions.probabilities, labels.labels)
+    likelihood = measure_negative_log_likelihood(logits.astype(np.float64) / temperature, labels.labels)
+    return {"ece": round(100 * error, 2), "nll": round(likelihood, 4), "temperature": temperature}
+
+
+def _format_answers(calibration: dict[str, float], rejection: Rejection | None) -> str:
+    line = (
+        f"Calibration error: {calibration['ece']:.2f} % ({CALIBRATION_BINS} bins), "
+        f"negative log likelihood: {calibration['nll']:.4f}, temperature: {calibration['temperature']:.3g}"
+    )
+    if rejection is None:
+        return line
+    rest = (
+        "none is left"
+        if rejection.accuracy_of_rest is None
+        else f"accuracy of the rest: {rejection.accuracy_of_rest:.2f} %"
+    )
+    return f"{line}\nBelow {rejection.threshold:g}: {rejection.rejected:.2f} % of the answers; {rest}"
+
+
 def _describe(
     scores: Scores, confusion: Counts, predictor: Predictor, info: DatasetInfo, label_path: str
 ) -> dict[str, Any]:
@@ -101,11 +158,13 @@ def _write_predictions(
     path: str,
     predictor: Predictor,
     labels: Labels,
-    predicted: NDArray[np.int64],
-    probabilities: NDArray[np.float64],
+    predictions: Predictions,
+    threshold: float,
 ) -> None:
-    names = predictor.class_names
+    """A row for each clip; with a threshold also whether its answer is rejected, 1 or 0."""
+    names, predicted, probabilities = predictor.class_names, predictions.labels, predictions.probabilities
     header = ["index", "name", "true", "predicted", "correct", *(f"probability_{name}" for name in names)]
+    header += ["rejected"] if threshold > 0 else []
     rows = (
         [
             index,
@@ -114,6 +173,7 @@ def _write_predictions(
             names[predicted[index]],
             int(labels.labels[index] == predicted[index]),
             *map(format_probability, probabilities[index].tolist()),
+            *([int(probabilities[index].max() < threshold)] if threshold > 0 else []),
         ]
         for index, name in enumerate(labels.names)
     )

@@ -7,7 +7,7 @@ one frame at a time (onnx_step.py), with export.quantize=int8 its convolutions r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,7 @@ def _complete(description: ModelDescription, label_map: dict[str, int] | None, s
     """A foreign file may lack class names and a model name: the spec's are then stored."""
     name = description.metadata["model_name"] or spec.model_name
     metadata = {**description.metadata, "model_name": name}
-    return ModelDescription(description.num_classes, label_map, description.layout, description.pipeline, metadata)
+    return replace(description, label_map=label_map, metadata=metadata)
 
 
 def _refuse_overwrite(target: Path, labels: str, overwrite: bool, quantize: str = "none") -> None:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from kinegraph.errors import ParityError, Problem
+from kinegraph.errors import ParityError, Problem, describe_reason
 from kinegraph.model_description import ModelDescription
 from kinegraph.models.folded import FoldedNetwork
 from kinegraph.models.folded_torch import FoldedModel
@@ -104,9 +104,9 @@ def _open(content: bytes) -> Any:
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a type of its own for each way a file can be wrong
-        reason = " ".join(str(error).split())[:200]
         hint = "Set export.opset_version=17."
-        raise ParityError(Problem("export", reason, "a file that onnxruntime can open", hint)) from None
+        expected = "a file that onnxruntime can open"
+        raise ParityError(Problem("export", describe_reason(error), expected, hint)) from None
 
 
 def _compare(shape: list[int], answer: np.ndarray, expected: np.ndarray) -> dict[str, Any]:

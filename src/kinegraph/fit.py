@@ -10,84 +10,35 @@ import math
 import multiprocessing
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
-from torch.nn import functional
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from kinegraph.allocator import keep_freed_memory
 from kinegraph.data.dataset import Batch, ClipDataset, EpochBatchSampler, EvaluationShard, pass_batch
+from kinegraph.data.input_checks import compare_options
 from kinegraph.data.pipeline import InputPipeline
 from kinegraph.data.transforms import TrainingAugmentation
 from kinegraph.devices import apply_settings
 from kinegraph.errors import KinegraphError, Problem, UserError
 from kinegraph.models import build_model
 from kinegraph.models.checkpoint import Checkpoint, load_pretrained, read_checkpoint
+from kinegraph.models.late_fusion import LateFusion
 from kinegraph.optim import LearningRateSchedule, build_optimizer
-from kinegraph.run import Run, connect_log, find_encryption_key, format_duration, format_eta, redact, show_messages
+from kinegraph.run import connect_log, find_encryption_key, format_duration, format_eta, redact, show_messages
 from kinegraph.run_checkpoints import CheckpointKeeper
-from kinegraph.skeleton.layouts import Layout
-from kinegraph.spec import ModelSpec, Spec, TrainSpec
-from kinegraph.spec_input import AugmentSpec
+from kinegraph.spec import ModelSpec, Spec
 from kinegraph.storage import write_json
+from kinegraph.teacher import Teacher
 from kinegraph.train_log import TrainLog
-
-
-@dataclass
-class TrainingJob:
-    """What every process of a training run gets. Labels are int64 arrays, one for each clip."""
-
-    run: Run
-    layout: Layout
-    num_classes: int
-    label_map: dict[str, int]
-    pipeline: InputPipeline
-    augment: AugmentSpec
-    train_labels: Any
-    val_labels: Any
-    seed: int
-    fingerprint: dict[str, Any]
-    resume_path: Path | None
-    failure_path: Path | None = None
-
-
-@dataclass
-class Totals:
-    """Sums over clips: loss, correct answers, count."""
-
-    loss: float = 0.0
-    correct: float = 0.0
-    count: float = 0.0
-
-    def add(self, loss: float, correct: float, count: float) -> None:
-        self.loss += loss
-        self.correct += correct
-        self.count += count
-
-    def compute_means(self, name: str) -> dict[str, float]:
-        return {f"{name}_loss": self.loss / max(self.count, 1), f"{name}_acc": self.correct / max(self.count, 1)}
-
-
-@dataclass
-class Position:
-    """Where training stands: `step` steps of `epoch` are done, `global_step` in all."""
-
-    epoch: int = 0
-    step: int = 0
-    global_step: int = 0
-    seconds: float = 0.0
-    totals: Totals = field(default_factory=Totals)
-
-
-def find_last_epoch(options: TrainSpec) -> int:
-    """How many epochs are done when this run ends: num_epochs, or fewer if it pauses before."""
-    stop = options.stop_after_epoch
-    return options.num_epochs if stop < 0 else min(stop, options.num_epochs)
+from kinegraph.training_job import Position, Totals, TrainingJob, find_last_epoch, has_ended
+from kinegraph.training_loss import MixedBatch, TrainingLoss, mix_clips, weigh_classes
+from kinegraph.validation import Answers, fit_answers, measure_network
+from kinegraph.weight_average import WeightAverage
 
 
 def fit(fabric: Fabric, job: TrainingJob) -> dict[str, Any]:
@@ -138,6 +89,9 @@ class _Trainer:
         self.network = build_model(self.spec.model, job.layout, job.num_classes, job.pipeline.output_channels)
         key = find_encryption_key(self.spec)
         resumed = read_checkpoint(job.resume_path, key) if job.resume_path else None
+        decay = self.spec.train.ema_decay
+        self.average = WeightAverage(self.network, decay) if decay > 0 else None
+        self.temperature = self.spec.train.temperature or (resumed.temperature if resumed else 1.0)
         self._load_weights(resumed, key)
         optimizer = build_optimizer(self.spec.train.optim, self.network.parameters())
         self.schedule = LearningRateSchedule(self.spec.train.optim, self.spec.train.num_epochs, self.num_batches)
@@ -146,21 +100,38 @@ class _Trainer:
             self.position, best = self._restore(resumed.training, optimizer)
         self.keeper = CheckpointKeeper(self.run, key, best)
         self.model, self.optimizer = fabric.setup(self.network, optimizer)
+        if self.average:
+            self.average.network.to(fabric.device)
+        self._make_loss(key)
         self.metrics: dict[str, float] = dict(resumed.metrics) if resumed else {}
         self.log = TrainLog(self.run, self.position.epoch) if self.run.writes else None
         self.counted_s = time.monotonic()
 
+    def _make_loss(self, key: str) -> None:
+        job, train = self.job, self.spec.train
+        weights = weigh_classes(job.train_labels, job.num_classes) if self.spec.dataset.balance == "loss" else None
+        self.loss = TrainingLoss(train, weights)
+        self.teacher = None
+        if train.teacher:
+            self.teacher = Teacher(train.teacher, key, job.pipeline, job.label_map, self.fabric.device)
+
     def _load_weights(self, resumed: Checkpoint | None, key: str) -> None:
         if resumed:
-            self.network.load_state_dict(resumed.state_dict)
+            # Of a run with ema_decay the model is the average, and training goes on with the weights behind it
+            self.network.load_state_dict((resumed.training or {}).get("weights") or resumed.state_dict)
         elif self.spec.model.pretrained_model_path:
             path = self.spec.model.pretrained_model_path
             given = read_checkpoint(path, key)
             self.run.info(f"Weights start from {path}.")
             for message in load_pretrained(self.network, given, path):
                 self.run.info(message)
+            trained = InputPipeline.from_dict(given.pipeline, path).options if given.pipeline else None
+            for message in compare_options(self.job.pipeline.options, trained, path):
+                self.run.warn(message)
             if given.num_classes == self.job.num_classes and given.label_map not in (None, self.job.label_map):
                 self.run.warn(f"The head of {path} was trained for other classes ({', '.join(given.class_names)}).")
+        if self.average:
+            self.average.network.load_state_dict(resumed.state_dict if resumed else self.network.state_dict())
 
     def _restore(self, training: dict[str, Any], optimizer: torch.optim.Optimizer) -> tuple[Position, Any]:
         options = [
@@ -182,6 +153,7 @@ class _Trainer:
             epoch=epoch,
             start_batch=start_batch,
             how=self.spec.dataset.shuffle,
+            balanced_by=self.job.train_labels if self.spec.dataset.balance == "sampling" else None,
             rank=self.fabric.global_rank,
             world_size=self.fabric.world_size,
         )
@@ -215,6 +187,9 @@ class _Trainer:
             # Before the checkpoint: a kill in between repeats the epoch, and the repetition replaces the row
             self._report(epoch, losses, learning_rate, now_s - epoch_started_s, steps, left_s)
             self._finish_epoch(epoch, losses, validates)
+            if has_ended(epoch + 1, self.keeper.best, train) and epoch + 1 < last_epoch:
+                self.run.info(f"Stopped early: no gain in {train.early_stopping} epochs (train.early_stopping).")
+                break
         self._count_seconds()
         if self.log:
             self.log.close()
@@ -241,9 +216,11 @@ class _Trainer:
         return learning_rate
 
     def _train_step(self, batch: Batch) -> None:
+        train = self.spec.train
         clips = self.augment(batch.data, batch.index, self.position.epoch)
-        logits = self.model(clips)
-        loss = functional.cross_entropy(logits, batch.labels)
+        mixed = mix_clips(clips, batch.labels, train.mixup)
+        logits = self.model(mixed.clips)
+        loss = self.loss(logits, mixed, self.teacher.compute(mixed.clips) if self.teacher else None)
         value = loss.item()
         if not math.isfinite(value):
             where = f"training, epoch {self.position.epoch}, step {self.position.global_step}"
@@ -251,12 +228,20 @@ class _Trainer:
             raise KinegraphError(Problem(where, f"a loss of {value}", "a finite loss", hint))
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
-        if self.spec.train.grad_clip > 0:
-            limit = self.spec.train.grad_clip
-            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=limit, error_if_nonfinite=False)
+        if train.grad_clip > 0:
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=train.grad_clip, error_if_nonfinite=False)
         self.optimizer.step()
-        count = len(batch.labels)
-        self.position.totals.add(value * count, (logits.argmax(1) == batch.labels).sum().item(), count)
+        if self.average:
+            self.average.update(self.network, self.position.global_step)
+        self._count_batch(value, logits.detach(), mixed)
+
+    def _count_batch(self, loss: float, logits: Tensor, mixed: MixedBatch) -> None:
+        count = len(mixed.labels)
+        if isinstance(self.network, LateFusion):
+            loss, logits = loss / len(logits), self.network.fuse(logits)
+        answers = logits.argmax(1)
+        right = [(answers == labels).sum().item() for labels in (mixed.labels, mixed.others)]
+        self.position.totals.add(loss * count, mixed.share * right[0] + (1 - mixed.share) * right[1], count)
 
     def _measure_epoch(self, validates: bool) -> dict[str, float]:
         losses = self._reduce(self.position.totals).compute_means("train")
@@ -272,7 +257,7 @@ class _Trainer:
         done = epoch + 1 if train.checkpoint_interval_unit == "epoch" else position.global_step
         on_interval = done % train.checkpoint_interval == 0 or is_last
         is_best = validates and self.keeper.note_metrics(losses, epoch, position.global_step, on_interval)
-        if on_interval or is_best:
+        if on_interval or is_best or has_ended(epoch + 1, self.keeper.best, train):
             self._save(epoch)
 
     def _select_scheduled(self, epoch: int, losses: dict[str, float]) -> dict[str, float]:
@@ -281,19 +266,27 @@ class _Trainer:
         planned = epoch == train.num_epochs - 1 or (epoch + 1) % train.validation_interval == 0
         return losses if planned else {name: value for name, value in losses.items() if not name.startswith("val_")}
 
-    @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        self.model.eval()
+        network = self.average.network if self.average else self.network
+        if self.fabric.world_size > 1:
+            for buffer in network.buffers():  # each process has its own statistics of the normalisations
+                torch.distributed.broadcast(buffer, 0)
         shard = EvaluationShard(
             len(self.val_set), self.spec.dataset.batch_size, self.fabric.global_rank, self.fabric.world_size
         )
-        totals = Totals()
-        for batch, valid in zip(self._load_batches(self.val_set, shard.batches), shard.valid_counts, strict=True):
-            logits, labels = self.model(batch.data)[:valid], batch.labels[:valid]
-            if valid:
-                loss = functional.cross_entropy(logits, labels, reduction="sum").item()
-                totals.add(loss, (logits.argmax(1) == labels).sum().item(), valid)
+        answers = Answers(len(self.val_set))
+        with self.fabric.autocast():
+            batches = zip(self._load_batches(self.val_set, shard.batches), shard.valid_counts, strict=True)
+            totals = measure_network(network, batches, answers)
+        self._fit_answers(network, answers)
         return self._reduce(totals).compute_means("val")
+
+    def _fit_answers(self, network: nn.Module, answers: Answers) -> None:
+        given = self.spec.train.temperature
+        temperature = fit_answers(network, *answers.gather(self.fabric), not self.spec.model.fusion_weights)
+        self.temperature = given or temperature
+        if isinstance(network, LateFusion) and isinstance(self.network, LateFusion):
+            self.network.fusion_weights.copy_(network.fusion_weights)
 
     def _reduce(self, totals: Totals) -> Totals:
         if self.fabric.world_size == 1:
@@ -318,15 +311,17 @@ class _Trainer:
 
     def _make_checkpoint(self, totals: Totals) -> Checkpoint:
         job, position = self.job, self.position
-        network: nn.Module = self.network
+        network = self.average.network if self.average else self.network
+        raw = {"weights": _copy_weights(self.network)} if self.average else {}
         return Checkpoint(
-            state_dict={name: tensor.detach().cpu() for name, tensor in network.state_dict().items()},
+            state_dict=_copy_weights(network),
             options=ModelSpec(**self.run.show(asdict(self.spec.model))),
             layout=job.layout,
             num_classes=job.num_classes,
             label_map=job.label_map,
             pipeline=job.pipeline.to_dict(),
             num_channels=job.pipeline.output_channels,
+            temperature=self.temperature,
             metrics=dict(self.metrics),
             spec=self.run.show(redact(self.spec)),
             training={
@@ -341,6 +336,7 @@ class _Trainer:
                 "seed": job.seed,
                 "fingerprint": job.fingerprint,
                 "world_size": self.fabric.world_size,
+                **raw,
             },
         )
 
@@ -375,6 +371,10 @@ class _Trainer:
             time_per_step=format_eta(epoch_s / max(steps, 1)),
             eta=format_eta(left_s),
         )
+
+
+def _copy_weights(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
 
 
 def _mix_seed(seed: int, global_step: int, rank: int) -> int:

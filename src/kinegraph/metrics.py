@@ -1,4 +1,4 @@
-"""How well predictions match the truth: confusion matrix, accuracy, precision, recall, F1, top-k."""
+"""How well predictions match the truth: confusion matrix, accuracy, precision, recall, F1, top-k, calibration."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Counts = NDArray[np.int64]
+CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,71 @@ def measure_top_k(logits: NDArray[Any], truth: NDArray[Any], k: int) -> float:
         return 0.0
     best = np.argsort(-np.asarray(logits), axis=1, kind="stable")[:, :k]
     return float((best == np.asarray(truth)[:, None]).any(axis=1).mean())
+
+
+def measure_calibration_error(
+    probabilities: NDArray[Any], truth: NDArray[Any], num_bins: int = CALIBRATION_BINS
+) -> float:
+    """The expected calibration error (0 to 1) of probabilities (N, classes); 0 for no clips.
+
+    Clips are sorted by the probability of their answer into bins of equal width, open below and closed above; the error
+    is the mean over clips of the difference between accuracy and mean probability of their bin (Guo et al., 2017,
+    equation 3).
+    """
+    if not len(truth):
+        return 0.0
+    values = np.asarray(probabilities, np.float64)
+    highest = values.max(axis=1)
+    is_right = values.argmax(axis=1) == np.asarray(truth)
+    bins = np.clip(np.ceil(highest * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
+    # Of each bin the sum of (right - probability): its size times the difference of the means
+    gaps = np.bincount(bins, weights=is_right - highest, minlength=num_bins)
+    return float(np.abs(gaps).sum() / len(highest))
+
+
+def measure_negative_log_likelihood(logits: NDArray[Any], truth: NDArray[Any]) -> float:
+    """The mean of -log(probability of the true class) over clips with these logits (N, classes); 0 for no clips."""
+    if not len(truth):
+        return 0.0
+    values = np.asarray(logits, np.float64)
+    values = values - values.max(axis=1, keepdims=True)
+    own = values[np.arange(len(values)), np.asarray(truth)]
+    return float((np.log(np.exp(values).sum(axis=1)) - own).mean())
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Answers below a threshold, in percent: how many there are, and the accuracy of the rest (None: there is none)."""
+
+    threshold: float
+    rejected: float
+    accuracy_of_rest: float | None
+
+
+def measure_rejection(probabilities: NDArray[Any], truth: NDArray[Any], threshold: float) -> Rejection:
+    """What refusing answers below `threshold` does, for probabilities (N, classes) and labels (N,)."""
+    values = np.asarray(probabilities, np.float64)
+    is_kept = values.max(axis=1, initial=0.0) >= threshold
+    is_right = values.argmax(axis=1) == np.asarray(truth)
+    kept = int(is_kept.sum())
+    rejected = _divide(len(values) - kept, len(values)) or 0.0
+    return Rejection(threshold, rejected, _divide(int(is_right[is_kept].sum()), kept))
+
+
+def measure_auroc(positives: NDArray[Any], negatives: NDArray[Any]) -> float:
+    """The area under the receiver operating characteristic: how often a positive scores higher than a negative.
+
+    positives (N,), negatives (M,): scores, in any order. Ties count one half (Mann and Whitney, 1947; by ranks, where
+    equal scores share their mean rank). ValueError without positives or negatives, or for NaN.
+    """
+    high, low = (np.asarray(scores, np.float64).ravel() for scores in (positives, negatives))
+    if not len(high) or not len(low) or np.isnan(high).any() or np.isnan(low).any():
+        raise ValueError(f"{len(high)} positives and {len(low)} negatives, expected some of each, without NaN")
+    _, places, counts = np.unique(np.concatenate([high, low]), return_inverse=True, return_counts=True)
+    last_ranks = np.cumsum(counts)
+    ranks = (last_ranks - (counts - 1) / 2)[places]
+    wins = ranks[: len(high)].sum() - len(high) * (len(high) + 1) / 2
+    return float(wins / (len(high) * len(low)))
 
 
 def score(confusion: Counts, class_names: Sequence[str], top_k_accuracy: dict[str, float] | None = None) -> Scores:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kinegraph.calibration import check_temperature
 from kinegraph.data.pipeline import InputPipeline
 from kinegraph.errors import CheckpointError, DataError, Problem
 from kinegraph.skeleton.layouts import Layout
@@ -32,6 +33,8 @@ class ModelDescription:
     layout: Layout | None = None
     pipeline: InputPipeline | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    temperature: float = 1.0
+    """What logits are divided by for probabilities; 1.0 for files of other tools."""
 
     @property
     def class_names(self) -> list[str]:
@@ -48,6 +51,7 @@ class ModelDescription:
             "label_map": self.label_map,
             "layout": self.layout.to_dict() if self.layout else None,
             "pipeline": self.pipeline.to_dict() if self.pipeline else None,
+            "temperature": self.temperature,
             **self.metadata,
         }
         return {METADATA_PREFIX + key: dump_json(value) for key, value in values.items()}
@@ -73,7 +77,8 @@ class ModelDescription:
                 _check_label_map(own.pop("label_map", None)),
                 None if own.get("layout") is None else Layout.from_dict(own["layout"], f"{where}: layout"),
                 None if own.get("pipeline") is None else InputPipeline.from_dict(own["pipeline"], f"{where}: pipeline"),
-                {key: value for key, value in own.items() if key not in ("layout", "pipeline")},
+                {key: value for key, value in own.items() if key not in ("layout", "pipeline", "temperature")},
+                check_temperature(own.get("temperature", 1.0)),
             )
         except (KeyError, TypeError, ValueError, RecursionError, DataError) as error:
             got = f"damaged metadata ({type(error).__name__}: {error})"
@@ -114,4 +119,6 @@ def describe_checkpoint(checkpoint: Checkpoint, where: str) -> ModelDescription:
         "metrics": checkpoint.metrics,
         "versions": checkpoint.versions,
     }
-    return ModelDescription(checkpoint.num_classes, checkpoint.label_map, checkpoint.layout, pipeline, metadata)
+    return ModelDescription(
+        *(checkpoint.num_classes, checkpoint.label_map, checkpoint.layout, pipeline, metadata, checkpoint.temperature)
+    )

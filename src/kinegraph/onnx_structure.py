@@ -42,6 +42,8 @@ MAX_JOINTS = 10_000
 MAX_STEP = 10_000
 MAX_ELEMENTS = 500_000_000
 """Of all weights together, 2 GB: what protobuf allows too."""
+MAX_MADE_ELEMENTS = 32_000_000
+"""Of identity matrices and biases repeated for each joint, 128 MB: a file of a few bytes can ask for them."""
 
 Array = NDArray[np.float32]
 KINDS: dict[str, type[Layer]] = {
@@ -211,11 +213,12 @@ def _refuse(where: str, got: str) -> CheckpointError:
 
 
 class _WeightReader:
-    """Initialisers of a file by name. Together they may grow to MAX_ELEMENTS."""
+    """Initialisers of a file by name. Together they may grow to MAX_ELEMENTS, and what is made to MAX_MADE_ELEMENTS."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         self.tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
         self.left = MAX_ELEMENTS
+        self.left_to_make = MAX_MADE_ELEMENTS
 
     def take(self, name: str, num_axes: int) -> Array:
         """The array of a name as float32; of one stored in 8 bits, integers times scale. Raises ValueError."""
@@ -229,26 +232,37 @@ class _WeightReader:
             values = self._read(name, np.float32)
         if values.ndim != num_axes or values.size == 0:
             raise ValueError(f"{name}: shape {values.shape}")
-        return np.array(
-            values, np.float32, order="C"
-        )  # a copy, that can be written and does not keep the file in memory
+        # A copy, that can be written and does not keep the file in memory
+        return np.array(values, np.float32, order="C")
 
-    def reserve(self, size: int) -> None:
-        """Count elements that are made without being in the file."""
-        self.left -= size
-        if self.left < 0:
-            raise ValueError("more weights than a file can hold")
+    def make_identity(self, size: int) -> Array:
+        """A matrix that is not in the file."""
+        self._reserve(size**2)
+        return np.eye(size, dtype=np.float32)
+
+    def repeat(self, values: Array, count: int) -> Array:
+        """(C,) -> (count, C)."""
+        self._reserve(count * len(values))
+        return np.tile(values, (count, 1))
+
+    def _reserve(self, size: int) -> None:
+        self.left_to_make -= size
+        if self.left_to_make < 0:
+            limit = MAX_MADE_ELEMENTS * 4 // 10**6
+            raise ValueError(f"identity matrices and biases that would take more than {limit} MB")
 
     def _read(self, name: str, dtype: type[np.generic]) -> NDArray[Any]:
         from onnx import TensorProto, numpy_helper
 
-        tensor = self.tensors[name]
+        tensor = self.tensors.pop(name)  # layers of one name must not multiply what is in the file
         expected = {np.int8: TensorProto.INT8, np.float32: TensorProto.FLOAT}[dtype]  # type: ignore[index]
         if tensor.data_type != expected or tensor.data_location == TensorProto.EXTERNAL:
             raise ValueError(f"{name}: a tensor of another type or in another file")
         # Not shapes but bytes decide what is allocated: a tensor whose dims promise more is refused
         values: NDArray[Any] = numpy_helper.to_array(tensor)
-        self.reserve(values.size)
+        self.left -= values.size
+        if self.left < 0:
+            raise ValueError("more weights than a file can hold")
         return values
 
 
@@ -310,23 +324,18 @@ def _rebuild_graph_convolution(
         weight = stored.T.reshape(subsets, -1, stored.shape[0])
     else:
         weight = stored.reshape(subsets, -1, stored.shape[1]).transpose(0, 2, 1)
-    reader.reserve(subsets * num_joints**2)
-    adjacency = np.zeros((subsets, num_joints, num_joints), np.float32)
+    matrices = []
     for k, kind in enumerate(kinds):
         if _check_choice(kind, ("identity", "matrix")) == "identity":
-            np.fill_diagonal(adjacency[k], 1)
+            matrices.append(reader.make_identity(num_joints))
             continue
-        matrix = reader.take(f"{name}.adjacency_{k}", 2)
-        if matrix.shape != adjacency[k].shape:
-            raise ValueError(f"{name}: an adjacency {matrix.shape}")
-        adjacency[k] = matrix
+        matrices.append(reader.take(f"{name}.adjacency_{k}", 2))
+        if matrices[-1].shape != (num_joints, num_joints):
+            raise ValueError(f"{name}: an adjacency {matrices[-1].shape}")
     bias_axes = len(reader.tensors[f"{name}.bias"].dims)
     bias = reader.take(f"{name}.bias", 1 if bias_axes == 1 else 3)
-    if bias_axes == 1:
-        reader.reserve(num_joints * len(bias))
-        bias = np.tile(bias, (num_joints, 1))
-    else:
-        bias = _drop_frames(bias)
+    bias = reader.repeat(bias, num_joints) if bias_axes == 1 else _drop_frames(bias)
+    adjacency = np.stack(matrices)
     return GraphConvolutionLayer(*common, adjacency=adjacency, weight=np.ascontiguousarray(weight), bias=bias)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kinegraph.spec import OptimSpec
+from kinegraph.spec_train import OptimSpec
 
 PLATEAU_THRESHOLD = 1e-4
 

@@ -16,9 +16,10 @@ from kinegraph.data.arrays import open_array
 from kinegraph.data.checks import check_dataset, check_label_map
 from kinegraph.data.labels import read_labels
 from kinegraph.errors import DataError, Problem, SpecError
+from kinegraph.explain import Explainer, load_explainer, write_explanations
 from kinegraph.model_description import ModelDescription
 from kinegraph.run import Result, Run, find_encryption_key
-from kinegraph.runtime import Predictions, Predictor, load
+from kinegraph.runtime import UNKNOWN_CLASS, UNKNOWN_LABEL, Predictions, Predictor, load
 from kinegraph.skeleton.graph import build_adjacency
 from kinegraph.skeleton.layouts import Layout, get_layout
 from kinegraph.spec import EvaluateSpec, InferenceSpec, Spec
@@ -35,26 +36,40 @@ def infer(spec: Spec, run: Run) -> Result:
     """
     options = spec.inference
     predictor = open_model(spec, run, options, "inference")
+    explainer = open_explainer(spec, predictor, options)
     batch_size = find_batch_size(spec, options, "inference")
     data_path, label_path = options.test_dataset.data_path, options.test_dataset.label_path
     names = _check_clips(predictor, data_path, label_path, run)
     text_path = Path(options.output_file) if options.output_file else run.folder / "results.txt"
     make_folder(text_path.parent)
     run.write_experiment()
-    predictions = predictor.decide(predict_file(predictor, data_path, batch_size, run, "inference"))
+    threshold = options.reject_threshold
+    if threshold > 0 and UNKNOWN_CLASS in predictor.class_names:
+        run.warn(
+            f"A class of the model is called {UNKNOWN_CLASS}; clips that are rejected have the label {UNKNOWN_LABEL}."
+        )
+    logits = predict_file(predictor, data_path, batch_size, run, "inference")
+    predictions = predictor.decide(logits, threshold)
     ranked = rank_classes(predictions.probabilities, options.top_k)
     files = {"results": str(text_path)}
     files |= {f"results_{ending}": str(run.folder / f"results.{ending}") for ending in ("csv", "json")}
     with write_atomically(text_path, "w") as file:
         file.writelines(join_lines(predictions.class_names))
-    write_csv(files["results_csv"], *_list_rows(predictor, predictions, names, ranked))
+    write_csv(files["results_csv"], *_list_rows(predictor, predictions, names, ranked, threshold > 0))
     write_json(files["results_json"], run.show(_describe_results(predictor, predictions, names, ranked, data_path)))
+    if explainer:
+        files |= write_explanations(explainer, data_path, ranked[:, 0], names, run, options.explain_clips)
     run.info(f"Wrote the classes of {len(names)} clips to {text_path}.")
-    counts = np.bincount(predictions.labels, minlength=predictor.num_classes).tolist()
-    return Result(
-        {"num_clips": len(names), "clips_per_class": dict(zip(predictor.class_names, counts, strict=True))},
-        files,
-    )
+    is_known = predictions.labels != UNKNOWN_LABEL
+    counts = np.bincount(predictions.labels[is_known], minlength=predictor.num_classes).tolist()
+    metrics: dict[str, Any] = {
+        "num_clips": len(names),
+        "clips_per_class": dict(zip(predictor.class_names, counts, strict=True)),
+    }
+    if threshold > 0:
+        metrics["num_unknown"] = int((~is_known).sum())
+        run.info(f"{metrics['num_unknown']} of them are {UNKNOWN_CLASS}: no class has a probability of {threshold:g}.")
+    return Result(metrics, files)
 
 
 def _check_clips(predictor: Predictor, data_path: str, label_path: str, run: Run) -> list[str]:
@@ -103,18 +118,26 @@ def rank_classes(probabilities: NDArray[np.float64], top_k: int) -> NDArray[np.i
 
 
 def _list_rows(
-    predictor: Predictor, predictions: Predictions, names: Sequence[str], ranked: NDArray[np.intp]
+    predictor: Predictor,
+    predictions: Predictions,
+    names: Sequence[str],
+    ranked: NDArray[np.intp],
+    rejects: bool,
 ) -> tuple[list[str], Iterator[list[Any]]]:
-    """Header and rows of results.csv: the answer, then the second class and so on up to top_k."""
-    header = ["index", "name", "class", "label", "probability"]
+    """Header and rows of results.csv: the answer, then the second class and so on up to top_k.
+
+    Where clips can be rejected, the best class has columns of its own, as the answer may be unknown.
+    """
+    header = ["index", "name", "class", "label", "probability", *(["best_class", "best_label"] if rejects else [])]
     for rank in range(2, ranked.shape[1] + 1):
         header += [f"class_{rank}", f"probability_{rank}"]
 
     def list_rows() -> Iterator[list[Any]]:
         for index, name in enumerate(names):
-            label = int(predictions.labels[index])
-            row: list[Any] = [index, name, predictions.class_names[index], label]
-            row.append(format_probability(predictions.probabilities[index, label]))
+            best = int(ranked[index, 0])
+            row: list[Any] = [index, name, predictions.class_names[index], int(predictions.labels[index])]
+            row.append(format_probability(predictions.probabilities[index, best]))
+            row += [predictor.class_names[best], best] if rejects else []
             for other in ranked[index, 1:]:
                 row += [
                     predictor.class_names[other],
@@ -140,7 +163,9 @@ def _describe_results(
         {
             "index": index,
             "name": name,
-            **describe(index, int(predictions.labels[index])),
+            "class": predictions.class_names[index],
+            "label": int(predictions.labels[index]),
+            "probability": float(predictions.probabilities[index].max()),
             "top_k": [describe(index, int(label)) for label in ranked[index]],
         }
         for index, name in enumerate(names)
@@ -191,6 +216,13 @@ def open_model(spec: Spec, run: Run, options: EvaluateSpec | InferenceSpec, acti
     if label_map is not None and predictor.label_map is None:
         predictor.name_classes(label_map)
     return predictor
+
+
+def open_explainer(spec: Spec, predictor: Predictor, options: EvaluateSpec | InferenceSpec) -> Explainer | None:
+    """What says why, if the spec asks for it. Raises UserError for a model that cannot."""
+    if not options.explain:
+        return None
+    return load_explainer(predictor.path, find_encryption_key(spec), predictor.class_names)
 
 
 def _choose_device(path: Path, run: Run, options: EvaluateSpec | InferenceSpec, action: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kinegraph.config_source import nest
 from kinegraph.errors import UserError, look_up
 
 
@@ -16,8 +18,54 @@ class Recipe:
     values: dict[str, Any] = field(default_factory=dict)
 
 
+_CLIPS: dict[str, Any] = {
+    "input.streams": ["joint", "bone", "joint_motion", "bone_motion"],
+    "input.centre": "first",
+    "input.sampling": "uniform",
+    "input.num_frames": 48,
+    "input.missing": "interpolate",
+    "augment.rotation_x": 10.0,
+    "augment.rotation_y": 45.0,
+    "augment.rotation_z": 10.0,
+    "augment.scale": 0.15,
+    "dataset.batch_size": 16,
+    "dataset.num_workers": 0,
+    "train.num_epochs": 150,
+    "train.grad_clip": 5.0,
+    "train.label_smoothing": 0.1,
+    "train.mixup": 0.2,
+    "train.ema_decay": 0.998,
+    "train.validation_interval": 5,
+    "train.checkpoint_interval": 5,
+    "train.optim.optimizer_type": "torch.optim.SGD",
+    "train.optim.lr": 0.05,
+    "train.optim.weight_decay": 5e-4,
+    "train.optim.lr_scheduler": "Cosine",
+    "train.optim.min_lr": 0.0,
+    "train.optim.warmup_epochs": 5,
+}
+"""What the recipes for whole clips share."""
+
 RECIPES: dict[str, Recipe] = {
     "tao": Recipe("TAO's pose classification as it is: ST-GCN, arrays as they are"),
+    "small": Recipe(
+        "whole clips, a network of 0.34M parameters: laptops, edge boxes, some hundred to some thousand clips",
+        {**_CLIPS, "model.model_type": "EF-GCN", "model.dropout": 0.2},
+    ),
+    "balanced": Recipe(
+        "whole clips, a wider network: the best that one network gives in hours on a CPU",
+        {**_CLIPS, "model.model_type": "EF-GCN", "model.width": 2.0, "model.dropout": 0.3},
+    ),
+    "best": Recipe(
+        "whole clips, a network for each of four streams, several clips of each sequence at the end: for a GPU",
+        {
+            **_CLIPS,
+            "model.model_type": "CTR-GCN",
+            "model.fusion": "late",
+            "model.dropout": 0.3,
+            "input.test_clips": 5,
+        },
+    ),
     "online": Recipe(
         "frame by frame: a small causal network, contiguous frames, nothing that looks ahead",
         {
@@ -47,6 +95,19 @@ RECIPES: dict[str, Recipe] = {
         },
     ),
 }
+
+DEFAULT_RECIPE = "balanced"
+DATA_OPTIONS = ("model.graph_layout", "model.input_channels")
+"""Of the section model, what the data say, not the network."""
+
+
+def choose_values(overrides: Sequence[str]) -> dict[str, Any]:
+    """The spec of a training that has only `key=value` overrides, as nested values: the default recipe, or nothing
+    where the overrides choose a network, which then gets the defaults of a spec.
+    """
+    keys = [override.partition("=")[0] for override in overrides]
+    chooses = any(key.startswith("model.") and key not in DATA_OPTIONS for key in keys)
+    return {} if chooses else nest(RECIPES[DEFAULT_RECIPE].values)
 
 
 def find_recipe(name: str) -> Recipe:

@@ -22,7 +22,7 @@ from kinegraph.spec_input import InputSpec
 
 MODEL_DIFFERENCES = (
     *("model_type", "graph_strategy", "input_channels", "edge_importance_weighting"),
-    *("temporal_padding", "width", "depth"),
+    *("temporal_padding", "width", "depth", "fusion"),
 )
 
 
@@ -95,6 +95,10 @@ def check_same_run(
         pairs["dataset.shuffle, in the middle of an epoch"] = (
             checkpoint.spec["dataset"].get("shuffle", "full"),
             spec.dataset.shuffle,
+        )
+        pairs["dataset.balance, in the middle of an epoch"] = (
+            checkpoint.spec["dataset"].get("balance", "none"),
+            spec.dataset.balance,
         )
         pairs["the number of processes, in the middle of an epoch"] = (training["world_size"], world_size)
     hint = "Choose another results_dir for a new run, or set it back to go on with this one."

@@ -228,7 +228,7 @@ def open_run(
     with lock_folder(folder, LOCK_WAIT_S) if run.writes else nullcontext():
         handler = connect_log(run)
         try:
-            with _raise_on_sigterm(), _explain_failure(run):
+            with raise_on_sigterm(), _explain_failure(run):
                 run.write_status("STARTED", f"Starting {action}.")
                 yield run
                 run.write_status("SUCCESS", f"{action} finished successfully.")
@@ -342,13 +342,14 @@ class _JsonMessages(logging.Handler):
 
 
 @contextmanager
-def _raise_on_sigterm() -> Iterator[None]:
+def raise_on_sigterm() -> Iterator[None]:
+    """SIGTERM becomes Terminated, where this is the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the FAILURE line short
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the last words short
         raise Terminated
 
     previous = signal.signal(signal.SIGTERM, stop)

@@ -9,6 +9,7 @@ needs onnxruntime alone.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from kinegraph.backends import Backend, open_backend
 from kinegraph.backends.model_file import KINDS, ModelFile, find_kind
+from kinegraph.calibration import softmax
 from kinegraph.data.pipeline import InputPipeline
 from kinegraph.errors import CheckpointError, DataError, Problem, UserError
 from kinegraph.model_description import METADATA_PREFIX, ModelDescription, describe_checkpoint
@@ -28,6 +30,8 @@ from kinegraph.skeleton.layouts import Layout
 
 __all__ = [
     "METADATA_PREFIX",
+    "UNKNOWN_CLASS",
+    "UNKNOWN_LABEL",
     "ModelDescription",
     "Predictions",
     "Predictor",
@@ -36,12 +40,18 @@ __all__ = [
     "softmax",
 ]
 
+UNKNOWN_CLASS = "unknown"
+"""The answer for a clip that is rejected; its label is UNKNOWN_LABEL."""
+UNKNOWN_LABEL = -1
 KINDS_OF_BACKENDS = {"torch": "torch", "onnx": "onnx", "onnxruntime": "onnx"}
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """One entry for each clip: the most probable class and its label, and the probabilities of all classes."""
+    """One entry for each clip: the most probable class and its label, and the probabilities of all classes.
+
+    A clip that was rejected has the class name "unknown" and the label -1.
+    """
 
     class_names: list[str]
     labels: NDArray[np.int64]
@@ -89,6 +99,9 @@ class Predictor:
     def logits(self, array: NDArray[Any], batch_size: int = 64, where: str = "input") -> NDArray[np.float32]:
         """(N, C, T, V, M), or one clip (C, T, V, M) -> logits (N, classes) float32; no clips give no rows.
 
+        With input.test_clips above 1 they are the logarithms of the mean probabilities. The temperature of the model
+        is not in them: `decide` applies it.
+
         Raises DataError for arrays that do not fit the model, and for NaN or infinity in them.
         """
         if batch_size < 1:
@@ -98,11 +111,7 @@ class Predictor:
         for start in range(0, len(x), batch_size):
             part = x[start : start + batch_size]
             place = where if len(x) <= batch_size else f"{where}, clips from {start}"
-            pipeline = self.pipeline or _take_as_is(part)
-            parts.append(self.backend.compute(pipeline(part, place), place))
-            if parts[-1].shape != (len(part), self.num_classes):
-                got = f"logits of shape {parts[-1].shape} for {len(part)} clips"
-                raise CheckpointError(Problem(self.path, got, f"{(len(part), self.num_classes)}"))
+            parts.append(self._compute(part, place))
         if len(x) == 0 and self.pipeline is not None:
             self.pipeline(x, where)
         logits = np.concatenate(parts)
@@ -113,15 +122,34 @@ class Predictor:
             )
         return logits
 
-    def predict(self, array: NDArray[Any], batch_size: int = 64) -> Predictions:
-        """Classify clips (N, C, T, V, M), or one clip (C, T, V, M). Raises as `logits`."""
-        return self.decide(self.logits(array, batch_size))
+    def predict(self, array: NDArray[Any], batch_size: int = 64, reject_threshold: float = 0.0) -> Predictions:
+        """Classify clips (N, C, T, V, M), or one clip (C, T, V, M), as `decide` does. Raises as `logits`."""
+        return self.decide(self.logits(array, batch_size), reject_threshold)
 
-    def decide(self, logits: NDArray[Any]) -> Predictions:
-        """Logits (N, classes) -> the classes they stand for."""
+    def decide(self, logits: NDArray[Any], reject_threshold: float = 0.0) -> Predictions:
+        """Logits (N, classes) -> the classes they stand for, and the calibrated probabilities.
+
+        Clips whose highest probability is below reject_threshold are unknown.
+        """
         labels = np.argmax(logits, axis=1).astype(np.int64)
-        names = [self.class_names[label] for label in labels.tolist()]
-        return Predictions(names, labels, softmax(logits))
+        probabilities = softmax(logits, self.description.temperature)
+        labels[probabilities.max(axis=1, initial=0.0) < reject_threshold] = UNKNOWN_LABEL
+        names = [UNKNOWN_CLASS if label == UNKNOWN_LABEL else self.class_names[label] for label in labels.tolist()]
+        return Predictions(names, labels, probabilities)
+
+    def _compute(self, clips: NDArray[Any], where: str) -> NDArray[np.float32]:
+        """The logits of one batch: of the test clips of each sequence, the logarithms of their mean probabilities."""
+        pipeline = self.pipeline or _take_as_is(clips)
+        answers = []
+        for test_clips in pipeline.make_test_clips(clips, where):
+            answers.append(self.backend.compute(test_clips, where))
+            if answers[-1].shape != (len(clips), self.num_classes):
+                got = f"logits of shape {answers[-1].shape} for {len(clips)} clips"
+                raise CheckpointError(Problem(self.path, got, f"{(len(clips), self.num_classes)}"))
+        if len(answers) == 1:
+            return answers[0]
+        total = np.logaddexp.reduce([_compute_log_probabilities(logits) for logits in answers])
+        return np.asarray(total - math.log(len(answers)), np.float32)
 
     def _add_axis(self, x: NDArray[Any], where: str) -> NDArray[Any]:
         if x.ndim != 4:
@@ -144,11 +172,11 @@ def _take_as_is(x: NDArray[Any]) -> InputPipeline:
     return InputPipeline(x.shape[1], x.shape[3])
 
 
-def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """(N, classes) -> probabilities (N, classes), in float64 and without overflow."""
+def _compute_log_probabilities(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Logits (N, classes) -> logarithms of their probabilities, uncalibrated."""
     values = np.asarray(logits, np.float64)
-    powers = np.exp(values - values.max(axis=1, keepdims=True, initial=-np.inf))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+    values = values - values.max(axis=1, keepdims=True, initial=-np.inf)
+    return np.asarray(values - np.log(np.exp(values).sum(axis=1, keepdims=True)))
 
 
 def load(path: str | Path, backend: str = "auto", key: str = "", device: str = "", threads: int = 0) -> Predictor:

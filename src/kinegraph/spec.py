@@ -1,4 +1,7 @@
-"""Every option of Kinegraph. Names, defaults and ranges are those of TAO's pose classification where it has them."""
+"""Every option of Kinegraph, those of spec_input.py, spec_train.py and spec_live.py included.
+
+Names, defaults and ranges are those of TAO's pose classification where it has them.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from kinegraph.config import MANDATORY, SPEC_CONFIG, SearchRange, group, option
 from kinegraph.skeleton.layouts import LAYOUTS
 from kinegraph.spec_input import AugmentSpec, InputSpec
 from kinegraph.spec_live import LiveSpec
+from kinegraph.spec_train import TrainSpec
 
 KEY_VARIABLE = "KINEGRAPH_ENCRYPTION_KEY"
 
@@ -25,7 +29,6 @@ def _check_layout_name(name: str) -> str:
 
 MAX_SEED = 2**63
 
-_SGD_ONLY = {"train.optim.optimizer_type": ("torch.optim.SGD",)}
 _FLAG = (False, True)
 
 BackendName = Literal["auto", "torch", "onnxruntime", "openvino", "tensorrt", "native"]
@@ -51,7 +54,7 @@ class WandbSpec:
 
 @dataclass(config=SPEC_CONFIG)
 class ModelSpec:
-    model_type: Literal["ST-GCN", "EF-GCN"] = option("ST-GCN", "network")
+    model_type: Literal["ST-GCN", "EF-GCN", "ST-GCN++", "CTR-GCN", "2s-AGCN", "DD-Net"] = option("ST-GCN", "network")
     pretrained_model_path: str = option("", "checkpoint whose weights training starts from", path="input")
     input_channels: int = option(3, "values per joint: 3 for x, y, z; 2 for x, y", minimum=1)
     dropout: float = option(
@@ -62,8 +65,16 @@ class ModelSpec:
         automl=True,
         search=SearchRange(0.0, 0.8),
     )
-    width: float = option(1.0, "EF-GCN: factor of the channels of every block", minimum=0.125, maximum=8)
-    depth: int = option(2, "EF-GCN: blocks in each of its three stages", minimum=1, maximum=16)
+    width: float = option(1.0, "factor of the channels of every block; not for ST-GCN", minimum=0.125, maximum=8)
+    depth: int = option(
+        0,
+        "blocks in each of the three stages, with DD-Net convolutions; 0: the network's own; not for ST-GCN",
+        minimum=0,
+        maximum=16,
+    )
+    coordinates: int = option(
+        0, "DD-Net: channels that are coordinates: 2 for x, y, score; 0: the first three", minimum=0, maximum=3
+    )
     graph_layout: LayoutName = option("nvidia", "joints and edges: a name from `kinegraph layouts`, or a YAML file")
     graph_strategy: Literal["uniform", "distance", "spatial", "spatial_exact"] = option(
         "spatial",
@@ -81,6 +92,10 @@ class ModelSpec:
         "symmetric",
         "zeros round the frames of a temporal convolution; causal: only before them, for frame by frame inference",
     )
+    fusion: Literal["early", "late"] = option(
+        "early", "several input.streams: one network for all of them, or one for each, whose answers are averaged"
+    )
+    fusion_weights: list[float] = option([], "late fusion: a weight for each stream; empty: fitted on validation clips")
 
 
 @dataclass(config=SPEC_CONFIG)
@@ -118,96 +133,11 @@ class DatasetSpec:
     )
     batch_size: int = option(16, "clips per batch and process", minimum=1, search=SearchRange(4, 128, powers_of=2))
     num_workers: int = option(1, "processes that read data; 0: none", minimum=0)
+    balance: Literal["none", "loss", "sampling"] = option(
+        "none", "classes of unequal size: weigh the loss, or sample all classes equally often"
+    )
     shuffle: Literal["full", "blocks"] = option(
         "full", "order of the training clips; blocks: of neighbours, for files larger than memory and slow disks"
-    )
-
-
-@dataclass(config=SPEC_CONFIG)
-class CudnnSpec:
-    benchmark: bool = option(False, "let cuDNN try its algorithms first")
-    deterministic: bool = option(True, "use deterministic algorithms only")
-
-
-@dataclass(config=SPEC_CONFIG)
-class OptimSpec:
-    optimizer_type: Literal["torch.optim.SGD", "torch.optim.Adam", "torch.optim.Adamax", "torch.optim.AdamW"] = option(
-        "torch.optim.SGD",
-        "optimizer",
-        search=SearchRange(choices=("torch.optim.SGD", "torch.optim.Adam", "torch.optim.Adamax", "torch.optim.AdamW")),
-    )
-    lr: float = option(0.1, "learning rate", minimum=0, automl=True, search=SearchRange(1e-4, 0.5, log=True))
-    momentum: float = option(
-        0.9, "momentum of SGD", minimum=0, automl=True, search=SearchRange(0.5, 0.99, when=_SGD_ONLY)
-    )
-    nesterov: bool = option(True, "Nesterov momentum of SGD", search=SearchRange(choices=_FLAG, when=_SGD_ONLY))
-    weight_decay: float = option(
-        1e-4, "weight decay", minimum=0, automl=True, search=SearchRange(1e-6, 1e-2, log=True, specials=(0.0,))
-    )
-    lr_scheduler: Literal["AutoReduce", "MultiStep", "Cosine"] = option(
-        "MultiStep",
-        "learning rate over the epochs",
-        search=SearchRange(choices=("AutoReduce", "MultiStep", "Cosine")),
-    )
-    lr_monitor: Literal["val_loss", "train_loss"] = option(
-        "val_loss",
-        "what AutoReduce watches",
-        search=SearchRange(choices=("val_loss", "train_loss"), when={"train.optim.lr_scheduler": ("AutoReduce",)}),
-    )
-    patience: int = option(
-        1,
-        "AutoReduce: epochs without gain before a step",
-        minimum=1,
-        automl=True,
-        search=SearchRange(1, 10, when={"train.optim.lr_scheduler": ("AutoReduce",)}),
-    )
-    min_lr: float = option(
-        1e-4,
-        "AutoReduce and Cosine: lowest learning rate",
-        minimum=0,
-        search=SearchRange(
-            1e-6, 1e-3, log=True, specials=(0.0,), when={"train.optim.lr_scheduler": ("AutoReduce", "Cosine")}
-        ),
-    )
-    lr_steps: list[int] = option([10, 60], "MultiStep: epochs at which the learning rate drops")
-    lr_decay: float = option(
-        0.1,
-        "MultiStep and AutoReduce: factor of a step",
-        minimum=0,
-        automl=True,
-        search=SearchRange(0.05, 0.7, log=True, when={"train.optim.lr_scheduler": ("MultiStep", "AutoReduce")}),
-    )
-    warmup_epochs: int = option(
-        0, "epochs over which the learning rate rises to lr", minimum=0, search=SearchRange(0, 5)
-    )
-
-
-@dataclass(config=SPEC_CONFIG)
-class TrainSpec:
-    num_gpus: int = option(1, "GPUs per machine (processes with accelerator=cpu)", minimum=1, popular=True)
-    gpu_ids: list[int] = option([0], "which GPUs", popular=True)
-    num_nodes: int = option(1, "machines, started by torchrun or SLURM", minimum=1, popular=True)
-    accelerator: Literal["auto", "cpu", "gpu"] = option("auto", "auto: GPUs if there are any")
-    precision: Literal["32", "bf16"] = option("32", "bf16: mixed precision")
-    seed: int = option(1234, "seed of everything random; -1: a new one each time", minimum=-1)
-    cudnn: CudnnSpec = group(CudnnSpec, "cuDNN settings")
-    num_epochs: int = option(10, "epochs in all, also when resuming", minimum=1, popular=True)
-    stop_after_epoch: int = option(
-        -1, "pause once so many of num_epochs are done, to go on later with the same result; -1: no pause", minimum=-1
-    )
-    checkpoint_interval: int = option(1, "save every so many epochs or steps", minimum=1, popular=True)
-    checkpoint_interval_unit: Literal["epoch", "step"] = option("epoch", "unit of checkpoint_interval")
-    validation_interval: int = option(1, "validate every so many epochs", minimum=1, popular=True)
-    best_metric: Literal["val_acc", "val_loss"] = option("val_acc", "what chooses the best checkpoint")
-    resume_training_checkpoint_path: str = option("", "checkpoint to go on from", path="input")
-    results_dir: str = option("", "results folder; default <results_dir>/train", path="output")
-    optim: OptimSpec = group(OptimSpec, "optimizer and learning rate")
-    grad_clip: float = option(
-        0.0,
-        "largest norm of the gradient; 0: no limit",
-        minimum=0,
-        automl=True,
-        search=SearchRange(0.1, 50.0, log=True, specials=(0.0,)),
     )
 
 
@@ -223,6 +153,14 @@ class EvaluateSpec:
     backend: BackendName = option("auto", _BACKEND_HELP)
     threads: int = option(0, _THREADS_HELP, minimum=0, maximum=1024)
     test_dataset: TestDataSpec = group(TestDataSpec, "what is evaluated")
+    reject_threshold: float = option(
+        0.0,
+        "report how many answers have a lower probability, and the accuracy of the rest; 0: off",
+        minimum=0,
+        maximum=1,
+    )
+    explain: bool = option(False, "explain some answers by people, frames and joints, in explanations/; needs a .pth")
+    explain_clips: int = option(20, "clips explained, at most", minimum=1, maximum=1000)
 
 
 @dataclass(config=SPEC_CONFIG)
@@ -237,6 +175,11 @@ class InferenceSpec:
     backend: BackendName = option("auto", _BACKEND_HELP)
     threads: int = option(0, _THREADS_HELP, minimum=0, maximum=1024)
     test_dataset: TestDataSpec = group(TestDataSpec, "what is classified")
+    reject_threshold: float = option(
+        0.0, "clips whose highest probability is lower are 'unknown', label -1; 0: off", minimum=0, maximum=1
+    )
+    explain: bool = option(False, "explain some answers by people, frames and joints, in explanations/; needs a .pth")
+    explain_clips: int = option(20, "clips explained, at most", minimum=1, maximum=1000)
     output_file: str = option("", "one class name a line; default results.txt in the results folder", path="output")
     top_k: int = option(3, "classes listed for each clip in results.csv and results.json", minimum=1)
 

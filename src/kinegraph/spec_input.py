@@ -1,4 +1,4 @@
-"""The options of the input pipeline and of augmentation. spec.py holds all others."""
+"""The options of the input pipeline and of augmentation, which spec.py takes in."""
 
 from __future__ import annotations
 
@@ -62,6 +62,12 @@ class InputSpec:
     num_frames: int = option(64, "frames that sampling gives", minimum=1, maximum=10_000)
     smallest_crop: float = option(0.5, "crop_resize, training: shortest part of a clip", minimum=0, maximum=1)
     test_crop: float = option(0.95, "crop_resize, testing: the middle part of a clip", minimum=0, maximum=1)
+    test_clips: int = option(
+        1,
+        "sampling uniform and crop_resize: differently sampled clips of a sequence that an answer is averaged over",
+        minimum=1,
+        maximum=100,
+    )
     streams: list[StreamName] = option(
         ["joint"], "what the network gets, channel after channel: joint, bone, joint_motion, bone_motion"
     )

@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
+from kinegraph.calibration import SMALLEST_TEMPERATURE
 from kinegraph.config import MANDATORY, LoadedSpec, get_value, list_options, load_spec, shorten
 from kinegraph.errors import Problem, SpecError, UserError
 from kinegraph.remote import check_writable, is_file, is_folder, is_remote, join
@@ -145,6 +146,9 @@ def _find_training_conflicts(spec: Spec) -> list[Problem]:
         expected = "window_size -1 and random_choose false: input.sampling says which frames are taken"
         got = f"dataset.window_size {spec.dataset.window_size}, random_choose {spec.dataset.random_choose}"
         problems.append(Problem("input.sampling", f"{spec.input.sampling} and {got}", expected))
+    if 0 < train.temperature < SMALLEST_TEMPERATURE:
+        expected = f"0, to fit it, or at least {SMALLEST_TEMPERATURE}"
+        problems.append(Problem("train.temperature", f"{train.temperature:g}", expected))
     if train.stop_after_epoch == 0:
         problems.append(Problem("train.stop_after_epoch", "0", "-1 or a number of epochs of at least 1"))
     optim = train.optim

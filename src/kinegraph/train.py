@@ -28,24 +28,24 @@ from kinegraph.errors import (
     StorageError,
     UserError,
 )
-from kinegraph.fit import TrainingJob, find_last_epoch, fit
+from kinegraph.fit import fit
 from kinegraph.models.checkpoint import Checkpoint
 from kinegraph.resume import announce_resume, check_same_run, find_resume_point, make_fingerprint
 from kinegraph.run import LOGGER, Result, Run
 from kinegraph.run_checkpoints import list_files, repair_run
 from kinegraph.skeleton.layouts import Layout, get_layout
 from kinegraph.spec import Spec
+from kinegraph.training_job import TrainingJob, has_ended
 
 
 def train(spec: Spec, run: Run) -> Result:
     """Train a classifier, or go on with the run in the folder. Raises UserError before the first step."""
     layout = get_layout(spec.model.graph_layout)
     pipeline = build_pipeline(spec.input, spec.model.input_channels, layout)
-    if spec.dataset.random_move and spec.model.model_type == "EF-GCN":
+    if spec.dataset.random_move and spec.model.model_type != "ST-GCN":
         hint = "It would move padding too. Use augment.rotation_z, augment.scale and augment.shift."
-        raise SpecError(
-            Problem("dataset.random_move", "true", "false with EF-GCN, which knows padding by its zeros", hint)
-        )
+        expected = f"false with {spec.model.model_type}, which knows padding by its zeros"
+        raise SpecError(Problem("dataset.random_move", "true", expected, hint))
     devices = choose_devices(spec, run)
     train_info, val_info, num_classes, label_map = _check_data(spec, run, layout)
     pipeline = _settle_pipeline(pipeline, layout, train_info, run)
@@ -61,11 +61,11 @@ def train(spec: Spec, run: Run) -> Result:
         seed = checkpoint.training["seed"]
         if run.writes:
             checkpoint.training["best"] = repair_run(run, path, checkpoint.training["best"])
-        if checkpoint.training["epoch"] >= find_last_epoch(spec.train):
+        if has_ended(checkpoint.training["epoch"], checkpoint.training["best"], spec.train):
             return _report_complete(checkpoint, spec, run)
         announce_resume(path, checkpoint, spec, run)
     assert train_info.labels is not None and val_info.labels is not None
-    augment, warnings = choose_augmentation(spec.augment, pipeline, label_map)
+    augment, warnings = choose_augmentation(spec.augment, pipeline, label_map, layout.symmetric)
     for message in warnings:
         run.warn(message)
     job = TrainingJob(
@@ -186,6 +186,11 @@ def _notice_ineffective_options(spec: Spec, run: Run) -> None:
         "train.optim.min_lr": (optim.lr_scheduler == "MultiStep", "MultiStep has no lowest rate"),
         "train.optim.lr_steps": (optim.lr_scheduler != "MultiStep", "only MultiStep has steps"),
         "train.optim.lr_decay": (optim.lr_scheduler == "Cosine", "Cosine has no steps"),
+        "model.fusion": (len(spec.input.streams) == 1, "there is one stream"),
+        "model.fusion_weights": (spec.model.fusion == "early", "one network takes all streams"),
+        "dataset.shuffle": (data.balance == "sampling", "balanced sampling has an order of its own"),
+        "train.teacher_weight": (not spec.train.teacher, "there is no teacher"),
+        "train.teacher_temperature": (not spec.train.teacher, "there is no teacher"),
         "model.width": (spec.model.model_type == "ST-GCN", "ST-GCN has its own widths"),
         "model.depth": (spec.model.model_type == "ST-GCN", "ST-GCN has ten blocks"),
         "model.edge_importance_weighting": (spec.model.model_type == "EF-GCN", "EF-GCN learns its topologies"),

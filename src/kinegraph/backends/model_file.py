@@ -63,6 +63,11 @@ class ModelFile:
         return read_model(self.path)
 
     @cached_property
+    def metadata(self) -> dict[str, str]:
+        """Of an .onnx file."""
+        return {entry.key: entry.value for entry in self.proto.metadata_props}
+
+    @cached_property
     def description(self) -> ModelDescription:
         """What the file says about itself."""
         if self.kind == "torch":

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kinegraph.data.pipeline import InputPipeline
-from kinegraph.errors import CheckpointError, DataError, KinegraphError, Problem
+from kinegraph.errors import CheckpointError, DataError, KinegraphError, Problem, describe_reason
 from kinegraph.model_description import METADATA_PREFIX, ModelDescription
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ class OnnxInterface:
         except KinegraphError:
             raise
         except Exception as error:  # each runtime raises types of its own; a foreign file may promise too many axes
-            reason = " ".join(str(error).split())[:200]
-            got = f"an error of the runtime for clips {x.shape} ({reason})"
+            got = f"an error of the runtime for clips {x.shape} ({describe_reason(error)})"
             raise CheckpointError(Problem(self.path, got, "logits", "Try the shape it was exported with.")) from None
 
     def _check_fixed_axes(self, shape: tuple[int, ...], where: str) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kinegraph.backends.model_file import ModelFile
 from kinegraph.backends.onnx_interface import Tensor, check_interface
-from kinegraph.errors import CheckpointError, Problem
+from kinegraph.errors import CheckpointError, Problem, describe_reason
 
 
 class OnnxruntimeBackend:
@@ -43,7 +43,6 @@ def open_session(model: Path | bytes, threads: int, where: str) -> Any:
         content = model if isinstance(model, bytes) else str(model)
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a type of its own for each way a file can be wrong
-        reason = " ".join(str(error).split())[:200]
         hint = "The file may be cut or damaged: copy or export it again."
-        got = f"a file that cannot be read ({reason})"
+        got = f"a file that cannot be read ({describe_reason(error)})"
         raise CheckpointError(Problem(where, got, "an ONNX model", hint)) from None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kinegraph.backends import is_installed
 from kinegraph.backends.model_file import ModelFile
 from kinegraph.backends.onnx_interface import read_interface
-from kinegraph.errors import CheckpointError, Problem, UserError
+from kinegraph.errors import CheckpointError, Problem, UserError, describe_reason
 
 _LOADING = threading.Lock()
 
@@ -49,8 +49,7 @@ class OpenvinoBackend:
         try:
             self.model = core.compile_model(core.read_model(content), "CPU", options)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            got = f"a file that OpenVINO cannot read ({reason})"
+            got = f"a file that OpenVINO cannot read ({describe_reason(error)})"
             raise CheckpointError(
                 Problem(str(file.path), got, "an ONNX model", "Use the backend onnxruntime.")
             ) from None

@@ -50,8 +50,9 @@ def read_facts(settings: Settings, key: str = "") -> ModelFacts:
     path = fetch(settings.model)
     data_path = fetch(settings.data) if settings.data else None
     file = open_model_file(path, key=key)
-    only_steps = file.kind == "onnx" and is_step_form(_read_metadata(file))
-    description = _describe_step_form(file) if only_steps else file.description
+    only_steps = file.kind == "onnx" and is_step_form(file.metadata)
+    # No backend for clips can describe a file that takes frames
+    description = ModelDescription.from_metadata(file.metadata, str(path)) if only_steps else file.description
     if data_path is None:
         fixed = _find_fixed_axes(file) if file.kind == "onnx" and not only_steps else (None,) * 5
         clip_shape = _choose_shape(description.pipeline, fixed, settings)
@@ -83,15 +84,6 @@ def count_multiply_adds(file: ModelFile, clip_shape: Shape) -> int | None:
     _, num_frames, _, num_people = clip_shape
     head = int(network.head_weight.size)  # once for a clip, after the mean over its people
     return (network.count_multiply_adds(num_frames) - head) * num_people + head
-
-
-def _read_metadata(file: ModelFile) -> dict[str, str]:
-    return {entry.key: entry.value for entry in file.proto.metadata_props}
-
-
-def _describe_step_form(file: ModelFile) -> ModelDescription:
-    """Of an ONNX file that takes frames, not clips: no backend for clips can describe it."""
-    return ModelDescription.from_metadata(_read_metadata(file), str(file.path))
 
 
 def _find_fixed_axes(file: ModelFile) -> tuple[int | None, ...]:

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import random
 import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from kinegraph.benchmark.facts import ModelFacts
 from kinegraph.benchmark.plan import Lane, Station, plan_stations
 from kinegraph.benchmark.processes import WorkerError, WorkerProcess
 from kinegraph.benchmark.settings import Settings
-from kinegraph.run import Terminated
+from kinegraph.run import Terminated, raise_on_sigterm
 
 MIN_CALLS = 10
 SLICE_S = 0.1
@@ -117,21 +115,3 @@ class Session:
 def is_done(lane: Lane, seconds: float) -> bool:
     """Whether a configuration had its time and its number of calls."""
     return len(lane.latencies_s) >= MIN_CALLS and lane.spent_s >= seconds
-
-
-@contextmanager
-def raise_on_sigterm() -> Iterator[None]:
-    """SIGTERM becomes Terminated, where this is the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the report short
-        raise Terminated
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -2,7 +2,7 @@
 
 It reads one JSON object a line from stdin and answers each with one on stdout:
 
-    {"do": "open", "kind", ...}     -> {"load_s", "start_bytes", "loaded_bytes", "facts"}
+    {"do": "open", "kind", ...}     -> {"load_s", "start_bytes", "facts"}
     {"do": "warm", "size"}          -> {"first_s", "peak_bytes"}
     {"do": "measure", "size", "slice_s"} -> {"latencies_s", "pipeline_s", "cpu_s"}
 
@@ -66,8 +66,7 @@ class Worker:
         begun_s = time.perf_counter()
         self.subject = open_subject(request, clips)
         load_s = time.perf_counter() - begun_s
-        facts = {"load_s": load_s, "start_bytes": start_bytes, "loaded_bytes": read_peak_bytes()}
-        return {**facts, "facts": self.subject.facts}
+        return {"load_s": load_s, "start_bytes": start_bytes, "facts": self.subject.facts}
 
     def _warm(self, size: int) -> dict[str, Any]:
         """The first calls choose kernels, allocate and compile."""

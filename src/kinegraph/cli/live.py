@@ -90,12 +90,14 @@ def _open_engine(spec: Spec, tells_probabilities: bool) -> tuple[Any, dict[str, 
     from kinegraph.live.engine import LiveEngine
     from kinegraph.online import TrackPool, load
     from kinegraph.run import find_encryption_key
+    from kinegraph.spec_live import LiveSpec
 
     options = spec.live
     if not options.checkpoint:
         raise UserError(Problem("--model", "nothing", "a model, .pth or .onnx", "Or set live.checkpoint in the spec."))
     model = load(options.checkpoint, key=find_encryption_key(spec))
-    pool = TrackPool(model, options.pooling_frames or None)
+    has_default = options.pooling_frames == LiveSpec().pooling_frames
+    pool = TrackPool(model, None if model.has_window and has_default else options.pooling_frames or None)
     engine = LiveEngine(model, pool, options, tells_probabilities)
     rate = engine.frames_per_second
     if not rate:

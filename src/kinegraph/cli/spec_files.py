@@ -55,22 +55,27 @@ def template(
     recipe: Annotated[
         str | None,
         typer.Option(
-            "--recipe", metavar="NAME", help="For train and automl: tao (default), online.", show_default=False
+            "--recipe",
+            metavar="NAME",
+            help="For train and automl: balanced (default), small, best, online, tao.",
+            show_default=False,
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
+    from kinegraph.actions import TRAINING
     from kinegraph.errors import Problem, UserError
-    from kinegraph.recipes import find_recipe
+    from kinegraph.recipes import DEFAULT_RECIPE, find_recipe
     from kinegraph.templates import build_template
 
     check_action(action)
-    if recipe is not None and action not in ("train", "automl"):
+    if recipe is not None and action not in TRAINING:
         raise UserError(
             Problem("--recipe", f"the action {action}", "train or automl", "A checkpoint knows its recipe.")
         )
-    text = build_template(action, find_recipe(recipe or "tao").values)
-    answer = {"action": action, "recipe": recipe or "tao", "template": text}
+    chosen = recipe or (DEFAULT_RECIPE if action in TRAINING else "tao")
+    text = build_template(action, find_recipe(chosen).values)
+    answer = {"action": action, "recipe": chosen, "template": text}
     deliver(text, output, answer if as_json else None)
 
 

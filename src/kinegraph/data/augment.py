@@ -56,18 +56,26 @@ def find_augment_problems(
 
 
 def choose_augmentation(
-    augment: AugmentSpec, pipeline: InputPipeline, class_names: Iterable[str]
+    augment: AugmentSpec, pipeline: InputPipeline, class_names: Iterable[str], symmetric: Sequence[Pair] | None = None
 ) -> tuple[AugmentSpec, list[str]]:
     """The augmentation that a training gets: without mirror images where sides matter; and what the user should know.
 
+    symmetric: the pairs that a mirror image swaps; None: those of the pipeline, if it has any steps.
     Raises SpecError with every option that the data cannot have.
     """
     problems = find_augment_problems(augment, pipeline.num_coordinates, pipeline.options)
     if problems:
         raise SpecError(*problems)
     sided = find_side_names(class_names) if augment.sides_matter == "auto" else []
-    if augment.mirror == 0 or not (sided or augment.sides_matter == "always"):
+    if augment.mirror == 0:
         return augment, []
+    if symmetric is None and pipeline.body is not None:
+        symmetric = pipeline.body.symmetric
+    if not (sided or augment.sides_matter == "always"):
+        message = (
+            f"augment.mirror={augment.mirror:g} negates x and swaps no joints: the layout names no symmetric pairs."
+        )
+        return augment, [message] if symmetric is not None and not symmetric else []
     reason = "augment.sides_matter is always"
     if sided:
         more = f" and {len(sided) - 1} more" if len(sided) > 1 else ""

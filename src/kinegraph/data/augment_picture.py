@@ -50,7 +50,7 @@ HIGH_NAMES, LOW_NAMES = ("head", "nose", "neck", "shoulder"), ("ankle", "foot", 
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     """How a skeleton is drawn: the vertical channel and its direction, and which bones are of which side."""
 
     layout: Layout
@@ -85,7 +85,7 @@ def draw_augmentations(
     if clips is None:
         raise DataError(Problem(f"{data_path}, clip {clip}", "no joints", "a clip with a person", "Set --clip."))
     names = [name for name in STRENGTHS if name not in NEEDS_DEPTH or clips.data.shape[1] == 3]
-    view = _choose_view(clips, layout)
+    view = choose_view(clips, layout)
     _draw(picture, names, clips, view, f"{Path(data_path).name}, clip {clip}, layout {layout.name}")
     return names
 
@@ -122,7 +122,7 @@ def _prepare(x: np.ndarray, layout: Layout) -> MaskedClips | None:
     return apply_references(clips, num_coordinates, options, first, None)
 
 
-def _choose_view(clips: MaskedClips, layout: Layout) -> _View:
+def choose_view(clips: MaskedClips, layout: Layout) -> View:
     """The vertical is the channel along which head and feet are farthest apart; the head goes up."""
     frame = _find_frame(clips)
     is_real, joints = clips.is_real[0, frame, :, 0], clips.data[0, :, frame, :, 0]
@@ -133,10 +133,10 @@ def _choose_view(clips: MaskedClips, layout: Layout) -> _View:
 
     high, low = average(HIGH_NAMES), average(LOW_NAMES)
     if high is None or low is None or len(joints) < 2:
-        return _View(layout, min(1, len(joints) - 1), 1.0)
+        return View(layout, min(1, len(joints) - 1), 1.0)
     upwards = high - low
     vertical = 1 + int(np.abs(upwards[1:]).argmax())
-    return _View(layout, vertical, 1.0 if upwards[vertical] > 0 else -1.0)
+    return View(layout, vertical, 1.0 if upwards[vertical] > 0 else -1.0)
 
 
 def _find_frame(clips: MaskedClips) -> int:
@@ -177,7 +177,7 @@ def _lose(clips: MaskedClips, data: np.ndarray) -> MaskedClips:
     return MaskedClips(data, clips.is_real & ~is_lost & is_frame)
 
 
-def _draw(picture: Path, names: list[str], clips: MaskedClips, view: _View, title: str) -> None:
+def _draw(picture: Path, names: list[str], clips: MaskedClips, view: View, title: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -213,7 +213,7 @@ def _draw(picture: Path, names: list[str], clips: MaskedClips, view: _View, titl
         figure.savefig(file, format="png", dpi=110)
 
 
-def _draw_strips(axes: Any, before: MaskedClips, after: MaskedClips, view: _View) -> None:
+def _draw_strips(axes: Any, before: MaskedClips, after: MaskedClips, view: View) -> None:
     """The same moments of both, side by side: above as it was, below as it is now."""
     frames = np.unique(np.linspace(0, before.data.shape[2] - 1, NUM_POSES).astype(int))
     x, y = view.project(before.data[0, :, frames, :, 0].transpose(1, 0, 2).reshape(before.data.shape[1], -1))
@@ -231,7 +231,7 @@ def _draw_pose(
     axes: Any,
     clips: MaskedClips,
     frame: int,
-    view: _View,
+    view: View,
     offset: tuple[float, float] = (0.0, 0.0),
     is_before: bool = False,
     size: float = 1.0,

@@ -111,7 +111,7 @@ def check_label_map(label_map: Mapping[str, int], num_classes: int | None) -> li
         hint = "Name every class in the map, or leave both out: they are then inferred from the labels."
         return [Problem(where, f"{len(label_map)} class names", expected, hint)]
     if sorted(label_map.values()) != list(range(len(label_map))):
-        got = "the numbers " + _join(sorted(label_map.values()))
+        got = "the numbers " + list_some(sorted(label_map.values()))
         return [Problem(where, got, f"each of 0 to {len(label_map) - 1} once")]
     return []
 
@@ -132,7 +132,7 @@ def _check_labels(
     places = np.flatnonzero(outside)
     if not len(places):
         return []
-    values = _join(sorted(set(labels.labels[places].tolist())))
+    values = list_some(sorted(set(labels.labels[places].tolist())))
     first = f"clip {places[0]} ({labels.names[places[0]]})"
     noun = "label" if len(places) == 1 else "labels"
     got = f"{len(places)} {noun} outside ({values}), the first at {first}"
@@ -168,7 +168,7 @@ def scan_values(array: np.ndarray, where: str) -> tuple[Problem | None, np.ndarr
 
 def describe_empty_clips(empty: np.ndarray) -> str:
     clips = "clip is" if len(empty) == 1 else "clips are"
-    return f"{len(empty)} {clips} empty (all zeros): {_join(empty.tolist())}"
+    return f"{len(empty)} {clips} empty (all zeros): {list_some(empty.tolist())}"
 
 
 def infer_classes(
@@ -200,5 +200,6 @@ def infer_classes(
     return num_classes, dict(label_map)
 
 
-def _join(values: list[int]) -> str:
+def list_some(values: list[int]) -> str:
+    """The first of them as text."""
     return ", ".join(str(value) for value in values[:SHOWN]) + (", ..." if len(values) > SHOWN else "")

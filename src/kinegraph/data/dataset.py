@@ -121,7 +121,8 @@ def _read_clips(array: np.ndarray, index: np.ndarray) -> np.ndarray:
 class EpochBatchSampler:
     """The batches of one epoch as lists of clip numbers, a pure function of the arguments.
 
-    The order is drawn from (seed, epoch), as `how` says (see data/order.py), the same on every rank. It is cut
+    The order is drawn from (seed, epoch), as `how` says (see data/order.py), the same on every rank; with labels
+    `balanced_by` all classes come equally often. It is cut
     into global batches of batch_size x world_size clips, and each rank takes its slice of each, so all ranks
     have equally many batches. `drop_last` drops an incomplete global batch, unless it is the only one: a small
     set is still trained on. Where an incomplete global batch does not divide among the ranks, it is filled up
@@ -139,6 +140,7 @@ class EpochBatchSampler:
         start_batch: int = 0,
         shuffle: bool = True,
         how: Shuffle = "full",
+        balanced_by: np.ndarray | None = None,
         drop_last: bool = True,
         rank: int = 0,
         world_size: int = 1,
@@ -152,6 +154,7 @@ class EpochBatchSampler:
         self.epoch = epoch
         self.shuffle = shuffle
         self.how: Shuffle = how
+        self.balanced_by = balanced_by
         self.rank = rank
         self.world_size = world_size
         num_full, rest = divmod(num_samples, batch_size * world_size)
@@ -165,7 +168,7 @@ class EpochBatchSampler:
         return self.batches_per_epoch - self.start_batch
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = make_order(self.num_samples, self.seed, self.epoch, self.shuffle, self.how)
+        order = make_order(self.num_samples, self.seed, self.epoch, self.shuffle, self.how, self.balanced_by)
         global_size = self.batch_size * self.world_size
         for batch in range(self.start_batch, self.batches_per_epoch):
             clips = order.take(batch * global_size, (batch + 1) * global_size)

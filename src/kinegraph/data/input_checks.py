@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from kinegraph.data.body import Body
@@ -22,16 +23,58 @@ NEEDS_LATER_FRAMES = {
 }
 """(option, value) -> what would work, and why this does not."""
 
+RESAMPLES = ("uniform", "crop_resize")
+"""What `sampling` must be for several different clips of a sequence."""
+
+NOT_READ_WITH = {
+    "score_threshold": (("score_channel",), (-1,)),
+    "people": (("centre", "scale", "align"), ("none",)),
+    "scale_by": (("scale",), ("none",)),
+    "vertical": (("align",), ("none",)),
+    "num_frames": (("sampling",), ("none",)),
+    "smallest_crop": (("sampling",), ("none", "uniform", "contiguous")),
+}
+"""option -> the options without which nothing reads it, where all of them have one of the values."""
+ONLY_IN_TESTING = ("test_crop", "test_clips")
+UNKNOWN = {"frames_per_second": 0.0, "origin_joint": -1}
+"""option -> the value that says nothing about the data."""
+
 
 def find_step_obstacles(options: InputSpec | None) -> list[Problem]:
     """The options that rule out frame by frame inference."""
     if options is None:
         return []
-    return [
+    problems = [
         Problem(f"input.{name}", repr(value), f"{expected} for frame by frame inference", f"With {value}, {reason}.")
         for (name, value), (expected, reason) in NEEDS_LATER_FRAMES.items()
         if getattr(options, name) == value
     ]
+    if options.test_clips > 1:
+        hint = "Several clips of a sequence are sampled when it is over."
+        problems.append(Problem("input.test_clips", str(options.test_clips), "1 for frame by frame inference", hint))
+    return problems
+
+
+def compare_options(own: InputSpec | None, trained: InputSpec | None, where: str) -> list[str]:
+    """Messages for fine-tuning: what the network met in training and does not meet any more.
+
+    own: of the run; trained: of the checkpoint `where`; None: a pipeline without steps. Streams are told too where
+    their number is the same, so that weights of other streams fit.
+    """
+    from kinegraph.spec_input import InputSpec
+
+    own, trained = own or InputSpec(), trained or InputSpec()
+    messages = []
+    for item in fields(InputSpec):
+        name = item.name
+        values = getattr(trained, name), getattr(own, name)
+        deciders, idle = NOT_READ_WITH.get(name, ((name,), ()))
+        is_read = any(getattr(options, decider) not in idle for decider in deciders for options in (own, trained))
+        if values[0] == values[1] or not is_read or name in ONLY_IN_TESTING or UNKNOWN.get(name) in values:
+            continue
+        before, now = (", ".join(value) if isinstance(value, list) else str(value) for value in values)
+        messages.append(f"{where} was trained with input.{name} {before} and this run has {now}: it has to adapt.")
+    return messages
 
 
 def read_options(data: Any, where: str) -> InputSpec:
@@ -77,6 +120,10 @@ def find_option_problems(
     if options.scale != "none" and options.scale_by == "trunk" and not body.trunk[0]:
         hint = "The layout names no hips and shoulders to measure a trunk by."
         problems.append(Problem(f"{where}.scale_by", "trunk", "bones", hint))
+    if options.test_clips > 1 and options.sampling not in RESAMPLES:
+        expected = f"1 with sampling {options.sampling}, which always takes the same frames"
+        hint = f"Set sampling to {' or '.join(RESAMPLES)}."
+        problems.append(Problem(f"{where}.test_clips", str(options.test_clips), expected, hint))
     if not options.streams or len(set(options.streams)) != len(options.streams):
         problems.append(Problem(f"{where}.streams", repr(options.streams), "at least one stream, each once"))
     return problems

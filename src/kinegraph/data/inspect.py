@@ -9,12 +9,18 @@ from typing import Any
 import numpy as np
 
 from kinegraph.data.arrays import NonFiniteCount, cast_to_float32, iterate_blocks, open_array
-from kinegraph.data.checks import describe_empty_clips
+from kinegraph.data.body import Body, find_body
+from kinegraph.data.checks import describe_empty_clips, list_some
 from kinegraph.data.labels import Labels, read_labels
+from kinegraph.data.missing import MaskedClips
+from kinegraph.data.normalise import measure
 from kinegraph.skeleton.layouts import find_layouts, get_layout
+from kinegraph.spec_input import InputSpec
 
 BAR_WIDTH = 40
 AXIS_KEYS = ("clips", "channels", "frames", "joints", "people")
+ODD_FACTOR = 3.0
+"""A person so much smaller or larger in its first frame than it usually is was not tracked well there."""
 
 
 @dataclass
@@ -47,6 +53,55 @@ class _Scan:
         self.highest = np.maximum(self.highest, np.where(is_value, values, -np.inf).max(axis=axes))
 
 
+@dataclass
+class _Sizes:
+    """How large each person (N, M) is, as `input.scale` measures it: in its first frame, and on average.
+
+    Without `body`, of which a known layout tells, the size is the spread of the joints.
+    """
+
+    body: Body
+    first: np.ndarray
+    is_seen: np.ndarray
+    log_sum: np.ndarray
+    count: np.ndarray
+    num_coordinates: int = 0
+
+    @classmethod
+    def start(cls, num_clips: int, num_people: int, body: Body | None) -> _Sizes:
+        shape = num_clips, num_people
+        body = body or Body(centre=0, bones=(), trunk=((), ()), across=(), symmetric=())
+        return cls(body, np.ones(shape), np.zeros(shape, bool), np.zeros(shape), np.zeros(shape, np.int64))
+
+    def add(self, clips: slice, block: np.ndarray) -> None:
+        """Measure in a block (n, C, t, V, M); those of a clip come in their order."""
+        values = np.nan_to_num(cast_to_float32(block), nan=0.0, posinf=0.0, neginf=0.0)
+        self.num_coordinates = self.num_coordinates or _count_coordinates(values)
+        masked = MaskedClips(values, (values != 0).any(axis=1))
+        with np.errstate(over="ignore", invalid="ignore"):
+            size = measure(masked, self.num_coordinates, InputSpec(), self.body).size  # (n, t, M)
+        is_person = masked.is_real.any(axis=2)
+        is_new = is_person.any(axis=1) & ~self.is_seen[clips]
+        first = np.take_along_axis(size, is_person.argmax(axis=1)[:, None], axis=1)[:, 0]
+        self.first[clips] = np.where(is_new, first, self.first[clips])
+        self.is_seen[clips] |= is_new
+        self.log_sum[clips] += np.log(np.where(is_person, size, 1.0)).sum(axis=1)
+        self.count[clips] += is_person.sum(axis=1)
+
+    def find_odd(self) -> np.ndarray:
+        """The clips in which somebody is ODD_FACTOR times smaller or larger in its first frame than on average."""
+        usual = np.exp(self.log_sum / np.maximum(self.count, 1))
+        is_odd = (self.first * ODD_FACTOR < usual) | (self.first > usual * ODD_FACTOR)
+        return np.flatnonzero((is_odd & self.is_seen).any(axis=1))
+
+
+def _count_coordinates(values: np.ndarray) -> int:
+    """All channels (n, C, ...), or all but the last of three or more, if that looks like a score."""
+    last = values[:, -1]
+    has_score = values.shape[1] >= 3 and last.min() >= 0 and last.max() <= 1
+    return values.shape[1] - int(has_score)
+
+
 def inspect_dataset(data_path: str | Path, label_path: str | Path | None = None) -> dict[str, Any]:
     """Describe an array (N, C, T, V, M) and its labels as plain data, ready for JSON.
 
@@ -64,8 +119,12 @@ def inspect_dataset(data_path: str | Path, label_path: str | Path | None = None)
         lowest=np.full(num_channels, np.inf),
         highest=np.full(num_channels, -np.inf),
     )
+    layouts = find_layouts(num_joints)
+    layout = get_layout(layouts[0]) if len(layouts) == 1 else None
+    sizes = _Sizes.start(num_clips, num_people, find_body(layout) if layout else None)
     for clips, frames, block in iterate_blocks(array):
         scan.add(clips, frames, block)
+        sizes.add(clips, block)
     used = scan.lengths[scan.lengths > 0]
     empty = np.flatnonzero(scan.lengths == 0)
     report: dict[str, Any] = {
@@ -73,7 +132,7 @@ def inspect_dataset(data_path: str | Path, label_path: str | Path | None = None)
         "label_path": str(label_path) if label_path else None,
         "shape": dict(zip(AXIS_KEYS, array.shape, strict=True)),
         "dtype": str(array.dtype),
-        "layouts": find_layouts(num_joints),
+        "layouts": layouts,
         "classes": None if labels is None else _count_classes(labels),
         "lengths": {
             "min": int(used.min()) if len(used) else 0,
@@ -89,9 +148,9 @@ def inspect_dataset(data_path: str | Path, label_path: str | Path | None = None)
         "nan": scan.non_finite.nan,
         "infinite": scan.non_finite.infinite,
         "empty_clips": empty.tolist(),
+        "odd_first_frames": sizes.find_odd().tolist(),
     }
-    names = get_layout(report["layouts"][0]).joints if len(report["layouts"]) == 1 else None
-    report["joint_names"] = list(names) if names else None
+    report["joint_names"] = list(layout.joints) if layout else None
     report["problems"] = _find_problems(report, labels, scan, empty)
     return report
 
@@ -117,6 +176,13 @@ def _find_problems(report: dict[str, Any], labels: Labels | None, scan: _Scan, e
         problems.append(str(non_finite))
     if len(empty):
         problems.append(f"{report['data_path']}: {describe_empty_clips(empty)}.")
+    odd = report["odd_first_frames"]
+    if odd:
+        problems.append(
+            f"{report['data_path']}: in {len(odd)} {'clip' if len(odd) == 1 else 'clips'} a person is {ODD_FACTOR:g} "
+            f"times smaller or larger in the first frame than on average: {list_some(odd)}. With input.scale=first "
+            f"all frames of such a clip are scaled by that one."
+        )
     if not report["layouts"]:
         problems.append(f"No known layout has {report['shape']['joints']} joints.")
     return problems

@@ -64,6 +64,29 @@ class BlockOrder:
         self.window, self.clips = window, generator.permutation(clips[clips < self.num_samples])
 
 
+class BalancedOrder:
+    """As many clips as there are, of every class equally many: of a rare class some again, of a frequent one not all.
+
+    A class with n clips that gets k places has each of its clips k // n or k // n + 1 times.
+    """
+
+    def __init__(self, labels: NDArray[np.int64], seed: int, epoch: int) -> None:
+        generator = np.random.Generator(np.random.PCG64([seed, epoch]))
+        classes = np.unique(labels)
+        sizes = np.full(len(classes), len(labels) // len(classes))
+        sizes[generator.permutation(len(classes))[: len(labels) % len(classes)]] += 1
+        parts = []
+        for label, size in zip(classes.tolist(), sizes.tolist(), strict=True):
+            clips = np.flatnonzero(labels == label)
+            rounds = -(-size // len(clips))
+            parts.append(np.concatenate([generator.permutation(clips) for _ in range(rounds)])[:size])
+        self.order: Clips = generator.permutation(np.concatenate(parts))
+
+    def take(self, start: int, stop: int) -> Clips:
+        """The clips at the places start to stop - 1 of the order."""
+        return self.order[start:stop]
+
+
 class FileOrder:
     """The clips as they stand in the file."""
 
@@ -76,9 +99,16 @@ class FileOrder:
 
 
 def make_order(
-    num_samples: int, seed: int, epoch: int, shuffle: bool, how: Shuffle
-) -> FullOrder | BlockOrder | FileOrder:
-    """The order of one epoch, as the spec's dataset.shuffle says."""
+    num_samples: int,
+    seed: int,
+    epoch: int,
+    shuffle: bool,
+    how: Shuffle,
+    balanced_by: NDArray[np.int64] | None = None,
+) -> FullOrder | BlockOrder | BalancedOrder | FileOrder:
+    """The order of one epoch, as the spec's dataset.shuffle and dataset.balance say."""
     if not shuffle:
         return FileOrder(num_samples)
+    if balanced_by is not None:
+        return BalancedOrder(balanced_by, seed, epoch)
     return FullOrder(num_samples, seed, epoch) if how == "full" else BlockOrder(num_samples, seed, epoch)

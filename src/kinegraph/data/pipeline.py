@@ -8,7 +8,7 @@ Only NumPy is needed: an exported model answers without torch. The same steps ta
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from kinegraph.data.input_checks import find_option_problems, find_step_obstacle
 from kinegraph.data.missing import MaskedClips, find_real, hold_missing, interpolate_missing, order_people
 from kinegraph.data.normalise import normalise
 from kinegraph.data.online_input import InputState, start_input, step_input
-from kinegraph.data.sampling import TimeDraws, sample
+from kinegraph.data.sampling import TimeDraws, draw_test_clip, sample
 from kinegraph.data.streams import make_streams
 from kinegraph.errors import DataError, Problem, SpecError, UserError
 from kinegraph.skeleton.layouts import Layout
@@ -109,11 +109,23 @@ class InputPipeline:
         DataError, with every problem, for another number of axes, channels or joints, no frames or people,
         NaN or infinity.
         """
+        return next(self.make_test_clips(x, where))
+
+    def make_test_clips(self, x: np.ndarray, where: str = "input") -> Iterator[np.ndarray]:
+        """The `test_clips` clips of each sequence that are answered together, one at a time, the first as a call gives
+        it: (N, C, T, V, M) -> each (N, C', T', V, M). Raises as the call does.
+        """
         x = self.check(x, where)
         if self.options is None:
-            return x
+            yield x
+            return
         with np.errstate(over="ignore", invalid="ignore"):
-            return _check_result(np.ascontiguousarray(self.run(x), np.float32), x, where)
+            clips = self.normalise(self.clean(x))
+        for number in range(self.options.test_clips):
+            draws = draw_test_clip(self.options, number, len(x))
+            with np.errstate(over="ignore", invalid="ignore"):
+                y = np.ascontiguousarray(self.finish(self.sample(clips, draws)), np.float32)
+            yield _check_result(y, x, where)
 
     def check(self, x: np.ndarray, where: str = "input") -> np.ndarray:
         """The first half of a call: (N, C, T, V, M) numbers -> the same as float32. Raises as the call does."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kinegraph.data.array_namespace import convert_like, get_namespace
+from kinegraph.data.counters import uniform_from_counters
 from kinegraph.data.missing import MaskedClips
 from kinegraph.errors import SpecError, look_up
 
@@ -36,6 +37,17 @@ class TimeDraws:
 def count_draws(options: InputSpec) -> int:
     """How many random places a clip needs."""
     return {"none": 1, "contiguous": 1, "crop_resize": 2, "uniform": options.num_frames}[options.sampling]
+
+
+def draw_test_clip(options: InputSpec, number: int, num_clips: int) -> TimeDraws | None:
+    """The draws of test clip `number` of each sequence, the same for all of them and always: None for the first, which
+    is sampled in the middle, and random ones as in training for the others (as PYSKL tests; Duan et al., 2022).
+    """
+    if number == 0:
+        return None
+    places = uniform_from_counters(0, number, np.zeros(1, np.int64), count_draws(options), 0)
+    still = np.zeros(num_clips)
+    return TimeDraws(np.repeat(places, num_clips, axis=0), still + 1, still)
 
 
 def sample(clips: MaskedClips, options: InputSpec, draws: TimeDraws | None = None) -> MaskedClips:

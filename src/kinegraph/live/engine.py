@@ -73,7 +73,6 @@ class LiveEngine:
         self.counts: Counter[str] = Counter()
         self.faults: list[Fault] = []
         """What was left out since `take_faults` was called last."""
-        self.newest_time: float | None = None
 
     def feed(self, observations: Sequence[Observation]) -> list[Event]:
         """The next people and moments of the stream, in the order in which they came -> what happened."""
@@ -144,9 +143,6 @@ class LiveEngine:
                 if row >= 0:
                     self._end_track(row, "gap" if span > 0 else "restart", events)
                 rows[place] = self._start_track(item, joints[place], events)
-        taken = times[rows >= 0]
-        if len(taken):
-            self.newest_time = float(taken[-1])
         return rows, times
 
     def _start_track(self, item: Observation, joints: Joints, events: list[Event]) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import chain
+from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +23,8 @@ MAX_TIME_S = 1e11
 MAX_COORDINATE = 1e6
 """Pixels, metres and millimetres stay below it. What is above counts as not found: a network would answer NaN."""
 SHOWN_CHARACTERS = 60
+NUMBERS = {float, int, NoneType, np.float64, np.float32, np.int64}
+"""Types of a coordinate: of JSON, where null was not found, and of NumPy, from Python. No text, nor true and false."""
 
 
 class Observation(NamedTuple):
@@ -158,13 +162,19 @@ def read_joints(
 def _read_all(observations: Sequence[Observation], num_joints: int, num_channels: int) -> NDArray[np.float64] | None:
     """All at once: (n, V, C); None if one of them is out of the ordinary."""
     try:
-        # With a dtype: without one, NumPy would make room for the longest text in the list at every place
-        values = np.array([item.joints for item in observations], np.float64)
-    except (ValueError, TypeError, OverflowError):
+        joints = list(chain.from_iterable(item.joints for item in observations))
+        numbers = list(chain.from_iterable(joints))
+        sizes = {len(item.joints) for item in observations}, {len(joint) for joint in joints}
+        # NumPy would take texts for the numbers in them
+        if not NUMBERS.issuperset(map(type, numbers)) or sizes[0] != {num_joints} or len(sizes[1]) != 1:
+            return None
+        values = np.array(numbers, np.float64)
+    except (TypeError, OverflowError):
         return None
-    if values.ndim != 3 or values.shape[1] != num_joints or not num_channels <= values.shape[2] <= num_channels + 1:
+    size = sizes[1].pop()
+    if not num_channels <= size <= num_channels + 1:
         return None
-    return values[:, :, :num_channels]
+    return values.reshape(len(observations), num_joints, size)[:, :, :num_channels]
 
 
 def _read_slowly(joints: Any, num_joints: int, num_channels: int) -> NDArray[np.float64] | None:
@@ -178,7 +188,7 @@ def _read_slowly(joints: Any, num_joints: int, num_channels: int) -> NDArray[np.
         if type(numbers) is not list or not num_channels <= len(numbers) <= num_channels + 1:
             return None
         for channel, number in enumerate(numbers):
-            if type(number) not in (float, int, type(None)):
+            if type(number) not in NUMBERS:
                 return None
             if channel < num_channels and number is not None and abs(number) <= MAX_COORDINATE:
                 values[0, joint, channel] = number

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from kinegraph.errors import SpecError, look_up
+from kinegraph.errors import Problem, SpecError, look_up
 from kinegraph.skeleton.graph import build_adjacency
 from kinegraph.skeleton.layouts import Layout
+from kinegraph.spec_input import STREAMS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 MODELS: dict[str, str] = {
     "ST-GCN": "kinegraph.models.st_gcn:STGCN",
     "EF-GCN": "kinegraph.models.ef_gcn:EFGCN",
+    "ST-GCN++": "kinegraph.models.st_gcn_pp:STGCNPP",
+    "CTR-GCN": "kinegraph.models.ctr_gcn:CTRGCN",
+    "2s-AGCN": "kinegraph.models.agcn:AGCN",
+    "DD-Net": "kinegraph.models.dd_net:DDNet",
 }
 
 
@@ -44,7 +49,32 @@ def build_model(options: ModelSpec, layout: Layout, num_classes: int, num_channe
     Raises SpecError for an unknown model, DataError for an unknown strategy.
     """
     adjacency = build_adjacency(layout, options.graph_strategy)
-    return find_network(options)(options, adjacency, num_classes, num_channels or options.input_channels)
+    return build_network(options, adjacency, num_classes, num_channels or options.input_channels)
+
+
+def build_network(options: ModelSpec, adjacency: Any, num_classes: int, num_channels: int) -> nn.Module:
+    """The network for a graph (K, V, V); with late fusion of several streams, one for each in a LateFusion."""
+    build = find_network(options)
+    num_streams = num_channels // options.input_channels
+    if options.fusion == "early" or num_streams < 2:
+        return build(options, adjacency, num_classes, num_channels)
+    from kinegraph.models.late_fusion import LateFusion
+
+    if num_streams > len(STREAMS):
+        raise SpecError(
+            Problem(
+                "model.input_channels", str(options.input_channels), f"a {len(STREAMS)}th of {num_channels} or more"
+            )
+        )
+    weights = options.fusion_weights
+    if weights and (len(weights) != num_streams or min(weights) < 0 or sum(weights) <= 0):
+        expected = f"a weight for each of {num_streams} streams, none below 0 and not all 0"
+        raise SpecError(Problem("model.fusion_weights", str(weights), expected))
+
+    def build_branch(channels: int) -> nn.Module:
+        return build(options, adjacency, num_classes, channels)
+
+    return LateFusion(build_branch, num_channels, num_streams, weights)
 
 
 def find_network(options: ModelSpec) -> Callable[..., nn.Module]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import platform
+import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,8 +20,9 @@ import torch
 from torch import nn
 
 import kinegraph
+from kinegraph.calibration import check_temperature
 from kinegraph.errors import CheckpointError, DataError, Problem
-from kinegraph.models import find_network
+from kinegraph.models import build_network
 from kinegraph.models.encryption import encrypt
 from kinegraph.models.foreign import check_graph, convert_to_float32, read_foreign
 from kinegraph.models.restricted import explain_vendor_encryption, load_restricted
@@ -32,6 +34,9 @@ from kinegraph.storage import write_atomically
 FORMAT_VERSION = 1
 MAX_CHANNELS = 10_000
 PREFIX = "model."
+FIRST_BRANCH = "branches.0."
+HEAD = re.compile(r"(branches\.\d+\.)?fcn\.(weight|bias)")
+"""The classifier of a network, or of each stream of a LateFusion."""
 NUMBER = (int, float)
 TRAINING_TYPES: dict[str, Any] = {
     **dict.fromkeys(("epoch", "step", "global_step", "seed", "world_size"), int),
@@ -56,6 +61,8 @@ class Checkpoint:
     training: dict[str, Any] | None = None
     num_channels: int | None = None
     """Channels that the input pipeline gives to the network; None: those of the data."""
+    temperature: float = 1.0
+    """What logits are divided by for probabilities."""
 
     @property
     def is_foreign(self) -> bool:
@@ -90,6 +97,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, key: str = "") -> None:
             "layout": checkpoint.layout.to_dict(),
             "num_classes": checkpoint.num_classes,
             "num_channels": checkpoint.num_channels,
+            "temperature": checkpoint.temperature,
             "label_map": checkpoint.label_map,
             "pipeline": checkpoint.pipeline,
             "metrics": checkpoint.metrics,
@@ -132,6 +140,7 @@ def read_checkpoint(path: Path | str, key: str = "") -> Checkpoint:
             versions=own["versions"],
             training=own["training"] or None,
             num_channels=own.get("num_channels"),
+            temperature=check_temperature(own.get("temperature", 1.0)),
         )
         _check_description(checkpoint)
     except (KeyError, TypeError, ValueError, DataError) as error:
@@ -142,17 +151,19 @@ def read_checkpoint(path: Path | str, key: str = "") -> Checkpoint:
 
 def _check_description(checkpoint: Checkpoint) -> None:
     """Raises ValueError where an entry of our own does not fit its type or the tensors."""
-    head, classes = checkpoint.state_dict.get("fcn.weight"), checkpoint.num_classes
+    heads = [tensor for name, tensor in checkpoint.state_dict.items() if HEAD.fullmatch(name)]
+    classes = checkpoint.num_classes
     if type(classes) is not int or classes < 1:
         raise ValueError(f"num_classes is {_show(classes)}")
     channels = checkpoint.num_channels
     if channels is not None and (type(channels) is not int or not 1 <= channels <= MAX_CHANNELS):
         raise ValueError(f"num_channels is {_show(channels)}")
-    if head is None or head.shape[:1] != (classes,):
-        found = "no tensor" if head is None else f"a tensor {tuple(head.shape)}"
+    if not heads or any(head.shape[:1] != (classes,) for head in heads):
+        found = " and ".join(f"a tensor {tuple(head.shape)}" for head in heads) or "no tensor"
         raise ValueError(f"{classes} classes and {found} fcn.weight")
-    if "A" in checkpoint.state_dict and checkpoint.state_dict["A"].shape[-1:] != (checkpoint.layout.num_joints,):
-        raise ValueError(f"{checkpoint.layout.num_joints} joints and a graph {tuple(checkpoint.state_dict['A'].shape)}")
+    graph = _find_graph(checkpoint.state_dict)
+    if graph is not None and graph.shape[-1:] != (checkpoint.layout.num_joints,):
+        raise ValueError(f"{checkpoint.layout.num_joints} joints and a graph {tuple(graph.shape)}")
     names = checkpoint.label_map
     if names is not None and not (
         isinstance(names, dict)
@@ -176,23 +187,29 @@ def _check_description(checkpoint: Checkpoint) -> None:
         raise ValueError(f"the state of the training lacks {', '.join(wrong)}, or they are of another type")
 
 
+def _find_graph(state_dict: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """The adjacency (K, V, V) of the network, or of the first stream's."""
+    return state_dict.get("A", state_dict.get(f"{FIRST_BRANCH}A"))
+
+
 def _show(value: Any) -> str:
     return reprlib.repr(value)[:80]
 
 
 def build_from_checkpoint(checkpoint: Checkpoint, where: str) -> nn.Module:
     """The network with its weights, in eval mode. Raises CheckpointError where tensors do not fit."""
-    adjacency = checkpoint.state_dict.get("A")
+    adjacency = _find_graph(checkpoint.state_dict)
     if adjacency is None:
         adjacency = torch.from_numpy(build_adjacency(checkpoint.layout, checkpoint.options.graph_strategy))
     check_graph(adjacency, where)
-    build, channels = find_network(checkpoint.options), checkpoint.num_channels or checkpoint.options.input_channels
+    options = checkpoint.options
+    arguments = checkpoint.num_classes, checkpoint.num_channels or options.input_channels
     with torch.device("meta"):  # shapes first: the description may ask for far more memory than the tensors hold
-        plan = build(checkpoint.options, adjacency.to("meta"), checkpoint.num_classes, channels)
+        plan = build_network(options, adjacency.to("meta"), *arguments)
     wrong = _list_misfits(plan, checkpoint.state_dict)
     if wrong:
         raise CheckpointError(*(Problem(f"{where}: {name}", got, expected) for name, got, expected in wrong[:5]))
-    model = build(checkpoint.options, adjacency, checkpoint.num_classes, channels)
+    model = build_network(options, adjacency, *arguments)
     model.load_state_dict(checkpoint.state_dict)
     return model.eval()
 
@@ -204,8 +221,8 @@ def load_pretrained(model: nn.Module, checkpoint: Checkpoint, where: str) -> lis
     """
     weights = dict(checkpoint.state_dict)
     messages = []
-    own_graph, other_graph = model.get_buffer("A"), weights.get("A")
-    if other_graph is not None and (own_graph.shape != other_graph.shape or not torch.allclose(own_graph, other_graph)):
+    own_graph, other_graph = _find_graph(model.state_dict()), _find_graph(weights)
+    if own_graph is not None and other_graph is not None and not _are_equal(own_graph, other_graph):
         got = f"a graph of layout {checkpoint.layout.name}, strategy {checkpoint.options.graph_strategy}"
         hint = "Set model.graph_layout and model.graph_strategy to those of the checkpoint."
         raise CheckpointError(Problem(where, got, "the graph of model.graph_layout and model.graph_strategy", hint))
@@ -213,20 +230,24 @@ def load_pretrained(model: nn.Module, checkpoint: Checkpoint, where: str) -> lis
     if padding != checkpoint.options.temporal_padding:
         given = checkpoint.options.temporal_padding
         messages.append(f"{where} was trained with {given} padding and this model has {padding}: it has to adapt.")
-    head = {name for name in weights if name.startswith("fcn.")}
+    head = {name for name in weights if HEAD.fullmatch(name)}
     target = model.state_dict()
     if any(name in target and target[name].shape != weights[name].shape for name in head):
         for name in head:
             del weights[name]
         messages.append(
             f"The head of {where} has {checkpoint.num_classes} classes and this model has "
-            f"{target['fcn.weight'].shape[0]}: it starts new, all other weights are taken over."
+            f"{len(target[next(iter(head))])}: it starts new, all other weights are taken over."
         )
     wrong = [item for item in _list_misfits(model, weights) if item[0] not in head]
     if wrong:
         raise CheckpointError(*(Problem(f"{where}: {name}", got, expected) for name, got, expected in wrong[:5]))
     model.load_state_dict(weights, strict=False)
     return messages
+
+
+def _are_equal(graph: torch.Tensor, other: torch.Tensor) -> bool:
+    return graph.shape == other.shape and torch.allclose(graph, other)
 
 
 def _list_misfits(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> list[tuple[str, str, str]]:

@@ -29,7 +29,7 @@ from kinegraph.models.folded import (
     SumLayer,
     TemporalConvolutionLayer,
 )
-from kinegraph.models.layers import fold_norm, mean_over_real_frames, mix_joints
+from kinegraph.models.layers import fold_norm, mean_over_real_frames, mix_joints, weigh_real_frames
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,12 +40,14 @@ STAGES = (64, 64, 128)
 """Channels; each stage but the first begins with stride 2."""
 TOTAL_STRIDE = 2 ** (len(STAGES) - 1)
 TEMPORAL_KERNEL = 5
+DEPTH = 2
 
 
 class EFGCN(nn.Module):
-    """options.width scales the channels of every stage, options.depth is the number of blocks in each."""
+    """options.width scales the channels of every stage, options.depth is the number of blocks in each, 0: 2."""
 
     A: Tensor
+    total_stride = TOTAL_STRIDE
 
     def __init__(
         self,
@@ -64,7 +66,7 @@ class EFGCN(nn.Module):
         before = num_channels
         for stage, channels in enumerate(STAGES):
             after = max(8, round(channels * options.width / 8) * 8)
-            for i in range(options.depth):
+            for i in range(options.depth or DEPTH):
                 stride = 2 if stage > 0 and i == 0 else 1
                 blocks.append(Block(before, after, weights.sum(dim=0), stride, self.padding))
                 before = after
@@ -74,7 +76,10 @@ class EFGCN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, T, V, M) -> (N, classes)."""
-        features = self.forward_features(x)  # (N, M, C', T', V)
+        return self.classify(self.forward_features(x), x)
+
+    def classify(self, features: Tensor, x: Tensor) -> Tensor:
+        """The map (N, M, C', T', V) of clips x (N, C, T, V, M) -> logits (N, classes)."""
         logits: Tensor = self.fcn(self.dropout(mean_over_real_frames(features, x, TOTAL_STRIDE)))
         return logits
 
@@ -88,6 +93,10 @@ class EFGCN(nn.Module):
         for block in self.blocks:
             x = block(x)
         return x.unflatten(0, (clips, people))
+
+    def pooling_weights(self, x: Tensor) -> Tensor:
+        """(N, C, T, V, M) -> (N, M, T'): what people and frames of the map weigh in the mean, 1 in all."""
+        return weigh_real_frames(x, TOTAL_STRIDE)
 
     def fold(self) -> FoldedNetwork:
         """The same network for inference, as plain data."""

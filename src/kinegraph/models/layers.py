@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from kinegraph.models.folded import fold_batch_norm
 
@@ -20,8 +21,34 @@ def mark_real_frames(x: Tensor) -> Tensor:
     A person without any is absent: no frame is real. If all people of a clip are, all its frames count as real.
     """
     has_values = (x != 0).any(dim=3).any(dim=1).transpose(1, 2)  # (N, M, T)
-    is_real = has_values.flip(2).cummax(dim=2).values.flip(2)
+    is_real = has_values.flip(2).cumsum(dim=2).flip(2) > 0  # cummax says the same; ONNX lacks it
     return is_real | ~is_real.any(dim=2, keepdim=True).any(dim=1, keepdim=True)
+
+
+def skip_frames(x: Tensor, stride: int) -> Tensor:
+    """(N, C, T) -> (N, C, ceil(T / stride)): every stride-th frame.
+
+    As the maximum of one frame, not as a slice: PyTorch's exporter then sees that maps and marks stay equally long.
+    And not as max_pool1d, for which the exporter fixes the number of frames.
+    """
+    return functional.max_pool2d(x, 1, (1, stride))
+
+
+def weigh_real_frames(x: Tensor, stride: int) -> Tensor:
+    """Clips (N, C, T, V, M) -> weights (N, M, T') of people and frames of a map, adding up to 1 for each clip.
+
+    All real frames weigh the same, padding and absent people nothing. stride: frames of x from one of the map to the
+    next.
+    """
+    weights = skip_frames(mark_real_frames(x).to(x.dtype), stride)
+    return weights / weights.sum(dim=(1, 2), keepdim=True)
+
+
+def weigh_all_frames(x: Tensor, stride: int) -> Tensor:
+    """The same where every frame of everybody counts, there or not."""
+    clips, _, frames, _, people = x.shape
+    size = -(-frames // stride)
+    return x.new_full((clips, people, size), 1 / (people * size))
 
 
 def mean_over_real_frames(features: Tensor, x: Tensor, stride: int) -> Tensor:
@@ -29,9 +56,7 @@ def mean_over_real_frames(features: Tensor, x: Tensor, stride: int) -> Tensor:
 
     stride: frames of x from one of the features to the next.
     """
-    is_real = mark_real_frames(x)
-    weights = is_real[:, :, ::stride].to(features.dtype)  # (N, M, T')
-    weights = weights / weights.sum(dim=(1, 2), keepdim=True)
+    weights = weigh_real_frames(x, stride).to(features.dtype)
     return torch.einsum("nmct,nmt->nc", features.mean(dim=4), weights)
 
 

@@ -6,6 +6,7 @@ The names of the weights are those of TAO's pose classification, so that its che
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from kinegraph.models.folded import (
     TemporalConvolutionLayer,
 )
 from kinegraph.models.frames_first import Columns, convolve_graph, finish_block, is_worthwhile, normalise, order_joints
-from kinegraph.models.layers import fold_norm
+from kinegraph.models.layers import fold_norm, weigh_all_frames
 from kinegraph.models.winograd import convolve_over_time
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 CHANNELS = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256)
 STRIDES = (1, 1, 1, 1, 2, 1, 1, 2, 1, 1)
+TOTAL_STRIDE = math.prod(STRIDES)
 TEMPORAL_KERNEL = 9
 
 
@@ -48,6 +50,7 @@ class STGCN(nn.Module):
     """
 
     A: Tensor
+    total_stride = TOTAL_STRIDE
 
     def __init__(
         self,
@@ -77,8 +80,11 @@ class STGCN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, T, V, M) -> (N, classes)."""
-        features = self.forward_features(x).mean(dim=(1, 3, 4))  # (N, C')
-        logits: Tensor = self.fcn(features[:, :, None, None])
+        return self.classify(self.forward_features(x), x)
+
+    def classify(self, features: Tensor, x: Tensor) -> Tensor:
+        """The map (N, M, C', T', V) of clips x (N, C, T, V, M) -> logits (N, classes)."""
+        logits: Tensor = self.fcn(features.mean(dim=(1, 3, 4))[:, :, None, None])
         return logits.flatten(1)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -94,6 +100,10 @@ class STGCN(nn.Module):
             for i, block in enumerate(self.st_gcn_networks):
                 x = block(x, self._weigh_edges(i))
         return x.unflatten(0, (clips, people))
+
+    def pooling_weights(self, x: Tensor) -> Tensor:
+        """(N, C, T, V, M) -> (N, M, T'): what people and frames of the map weigh in the mean, 1 in all."""
+        return weigh_all_frames(x, TOTAL_STRIDE)
 
     def _weigh_edges(self, i: int) -> Tensor:
         """The adjacency (K, V, V) of block i."""

@@ -7,11 +7,9 @@ The kernels are optional: where they could not be built at installation, `is_ava
 `explain_absence()` says why. No torch is imported.
 """
 
-from kinegraph.models.quantization import Quantization
 from kinegraph.native.network import (
     MAX_THREADS,
     NativeNetwork,
-    count_threads,
     explain_absence,
     is_available,
     list_instruction_sets,
@@ -20,8 +18,6 @@ from kinegraph.native.network import (
 __all__ = [
     "MAX_THREADS",
     "NativeNetwork",
-    "Quantization",
-    "count_threads",
     "explain_absence",
     "is_available",
     "list_instruction_sets",

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 NO_RESULT = -1
 NOTHING = np.empty(0, np.float32)
+MAX_LINKS = 1_000_000
+"""Pairs of joints with a weight, of all subsets of all graph convolutions: a plan takes some microseconds for each."""
 
 
 class Builder:
@@ -53,7 +55,11 @@ class Builder:
         self.joined = _find_joined(network)
 
     def build(self) -> None:
-        """Raises UserError where a range of an activation is missing or none."""
+        """Raises UserError where a range of an activation is missing or none, ValueError beyond MAX_LINKS."""
+        graphs = [layer.adjacency for layer in self.network.layers if isinstance(layer, GraphConvolutionLayer)]
+        links = sum(np.count_nonzero(adjacency) for adjacency in graphs)
+        if links > MAX_LINKS:
+            raise ValueError(f"{links} links between joints, more than {MAX_LINKS}")
         postponed = {sum_name: name for name, sum_name in self.joined.items()}
         for layer in self.network.layers:
             if layer.name in self.joined:

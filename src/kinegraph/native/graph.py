@@ -8,7 +8,7 @@ matching (König, 1931). For the `spatial` strategy that is about two thirds of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from kinegraph.models.folded import GraphConvolutionLayer
 
 Links = list[list[tuple[int, float]]]
+FREE = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,21 +77,19 @@ def plan_graph(layer: GraphConvolutionLayer, only_after: bool = False) -> GraphP
     return GraphPlan(tuple(parts), combination)
 
 
-def _list_links(weights: NDArray[np.float32]) -> Iterable[tuple[int, float]]:
+def _list_links(weights: NDArray[np.float32]) -> list[tuple[int, float]]:
     return [(int(i), float(weights[i])) for i in np.flatnonzero(weights)]
 
 
 def find_cover(edges: NDArray[np.bool_]) -> tuple[set[int], set[int]]:
     """Rows and columns of a (V, W) matrix, as few as possible, that together hold all its True entries.
 
-    A largest matching by augmenting paths (Kuhn, 1955), then the cover that König's proof builds from it.
+    A largest matching by Hopcroft and Karp (1973), then the cover that König's proof builds from it.
     """
-    neighbours = [[int(w) for w in np.flatnonzero(row)] for row in edges]
-    row_of: dict[int, int] = {}
-    for start in range(len(neighbours)):
-        _augment(start, neighbours, row_of)
-    unmatched = set(range(len(neighbours))) - set(row_of.values())
-    rows, columns, waiting = set(unmatched), set[int](), list(unmatched)
+    neighbours = [np.flatnonzero(row).tolist() for row in edges]
+    column_of, row_of = _match(neighbours, edges.shape[1])
+    waiting = [row for row, column in enumerate(column_of) if column == FREE]
+    rows, columns = set(waiting), set[int]()
     while waiting:
         for w in neighbours[waiting.pop()]:
             if w not in columns:
@@ -102,22 +101,57 @@ def find_cover(edges: NDArray[np.bool_]) -> tuple[set[int], set[int]]:
     return {v for v, row in enumerate(neighbours) if row} - rows, columns
 
 
-def _augment(start: int, neighbours: list[list[int]], row_of: dict[int, int]) -> None:
-    """Give row `start` a column, moving other rows to other columns where that helps. Breadth first: no recursion."""
-    came_from: dict[int, int] = {}
-    waiting = [start]
-    for row in waiting:
-        for w in neighbours[row]:
-            if w in came_from:
-                continue
-            came_from[w] = row
-            if w in row_of:
-                waiting.append(row_of[w])
-                continue
-            column: int | None = w
-            while column is not None:
-                row = came_from[column]
-                previous = next((c for c, r in row_of.items() if r == row), None)
-                row_of[column] = row
-                column = previous if row != start else None
-            return
+def _match(neighbours: list[list[int]], num_columns: int) -> tuple[list[int], list[int]]:
+    """The column of each row and the row of each column, or FREE, in a largest matching.
+
+    Each round extends it along paths of the shortest length that there is, as many as do not meet: at most about two
+    times the root of the number of rows, where one path at a time would take as many rounds as rows.
+    """
+    column_of, row_of = [FREE] * len(neighbours), [FREE] * num_columns
+    while True:
+        depth = _measure_depths(neighbours, column_of, row_of)
+        left = [iter(columns) for columns in neighbours]
+        found = [_extend(row, left, depth, column_of, row_of) for row, w in enumerate(column_of) if w == FREE]
+        if not any(found):
+            return column_of, row_of
+
+
+def _measure_depths(neighbours: list[list[int]], column_of: list[int], row_of: list[int]) -> list[int]:
+    """How many steps of a path each row is away from a free one, up to the first free column; FREE beyond it."""
+    depth = [FREE] * len(neighbours)
+    level = [row for row, column in enumerate(column_of) if column == FREE]
+    steps = 0
+    while level:
+        for row in level:
+            depth[row] = steps
+        owners = [row_of[w] for row in level for w in neighbours[row]]
+        if FREE in owners:
+            break
+        level = [row for row in dict.fromkeys(owners) if depth[row] == FREE]
+        steps += 1
+    return depth
+
+
+def _extend(start: int, left: list[Iterator[int]], depth: list[int], column_of: list[int], row_of: list[int]) -> bool:
+    """Give row `start` a column, moving other rows to other columns; False if no short path leads to a free one.
+
+    left: the columns of each row that were not tried in this round.
+    """
+    path, taken = [start], list[int]()
+    while path:
+        row = path[-1]
+        for w in left[row]:
+            owner = row_of[w]
+            if owner == FREE or depth[owner] == depth[row] + 1:
+                taken.append(w)
+                break
+        else:
+            path.pop()
+            del taken[-1:]
+            continue
+        if owner == FREE:
+            for row, w in zip(path, taken, strict=True):
+                column_of[row], row_of[w] = w, row
+            return True
+        path.append(owner)
+    return False

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -102,8 +100,3 @@ class NativeNetwork:
                 hint = "Use shorter clips, or the backend onnxruntime."
                 raise DataError(Problem("clips", f"shape {x.shape}: {error}", "clips that fit", hint)) from None
         return logits, features
-
-
-def count_threads() -> int:
-    """CPUs that this process may use."""
-    return min(MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

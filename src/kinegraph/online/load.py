@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
-from kinegraph.backends.model_file import ModelFile, find_kind
+from kinegraph.backends.model_file import ModelFile
 from kinegraph.errors import Problem, UserError
 from kinegraph.online.model import OnlineModel
 from kinegraph.online.numpy_steps import NumpySteps
@@ -14,6 +13,7 @@ from kinegraph.online.onnx_steps import OnnxSteps, is_step_form
 from kinegraph.online.window import WindowSteps
 from kinegraph.remote import fetch
 from kinegraph.runtime import load as load_predictor
+from kinegraph.runtime import open_model_file
 from kinegraph.threads import count_threads
 
 Mode = Literal["auto", "step", "window"]
@@ -44,8 +44,8 @@ def load(
         got = f"mode {mode!r}, window_frames {window_frames}, window_stride {window_stride}"
         raise UserError(Problem("online load", got, f"one of {', '.join(MODES)}, and frames of at least 1"))
     path = fetch(path)
-    file = ModelFile(path, find_kind(path), key or os.environ.get("KINEGRAPH_ENCRYPTION_KEY", ""))
-    if file.kind == "onnx" and is_step_form({entry.key: entry.value for entry in file.proto.metadata_props}):
+    file = open_model_file(path, key=key)
+    if file.kind == "onnx" and is_step_form(file.metadata):
         steps = OnnxSteps(path, count_threads(threads))
         return OnlineModel(str(path), steps, steps.description)
     if mode != "window":

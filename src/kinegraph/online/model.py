@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from kinegraph.calibration import softmax
 from kinegraph.errors import DataError, Problem, UserError
+from kinegraph.model_description import ModelDescription
 from kinegraph.online.state import State
-from kinegraph.runtime import ModelDescription, softmax
 from kinegraph.skeleton.layouts import Layout
 
 Array = NDArray[np.float32]
@@ -80,24 +81,33 @@ class OnlineModel:
         """The answer after a frame is about frames up to so many before it."""
         return self.steps.delay_frames
 
+    @property
+    def has_window(self) -> bool:
+        """Whether an answer is about a window of frames as it is, so that no mean over time is taken of answers."""
+        return self.steps.pools_itself
+
     def start(self, num_people: int = 1, pooling_frames: int | None = None) -> State:
         """The state before the first frame.
 
         pooling_frames: the answer is about the mean over the last so many frames (rounded up to whole strides of the
-        network); None: over all frames since the start.
+        network); None: over all frames since the start. Raises UserError for one where the model has a window.
         """
         if num_people < 1 or (pooling_frames is not None and pooling_frames < 1):
             got = f"{num_people} people, pooling_frames {pooling_frames}"
             raise UserError(Problem("online start", got, "at least 1 of each"))
+        if pooling_frames is not None and self.has_window:
+            expected = "none: this model classifies a window of frames, and the answer is about that"
+            hint = "How long it is, window_frames of online.load says. In a spec: live.pooling_frames=0"
+            raise UserError(Problem("pooling_frames", str(pooling_frames), expected, hint))
         classes = self.steps.num_classes
         arrays: dict[str, NDArray[Any]] = {
             "age": np.zeros(num_people, np.int64),
             "count": np.zeros(num_people, np.int64),
         }
-        if pooling_frames is None and not self.steps.pools_itself:
+        if pooling_frames is None and not self.has_window:
             arrays["sum"] = np.zeros((num_people, classes))
         else:
-            kept = 1 if self.steps.pools_itself else -(-(pooling_frames or 1) // self.steps.total_stride)
+            kept = -(-(pooling_frames or 1) // self.steps.total_stride)
             arrays["recent"] = np.zeros((num_people, kept, classes))
         arrays |= {MEMORY + key: array for key, array in self.steps.start(num_people).items()}
         if not self.steps.takes_raw_frames:
@@ -119,7 +129,7 @@ class OnlineModel:
         """Probabilities (N, classes) as of the last frame of the state; NaN where there is no answer yet."""
         total = state.arrays["sum"] if "sum" in state.arrays else state.arrays["recent"].sum(axis=1)
         count = state.arrays["count"][:, None]
-        return np.where(count > 0, softmax(total / np.maximum(count, 1)), np.nan)
+        return np.where(count > 0, softmax(total / np.maximum(count, 1), self.description.temperature), np.nan)
 
     def check_frame(self, frame: NDArray[Any], where: str) -> Array:
         """One person's frame (C, V) as float32. Raises DataError for another shape or values that are not finite."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kinegraph.backends.onnxruntime_backend import open_session
-from kinegraph.errors import CheckpointError, Problem
+from kinegraph.errors import CheckpointError, Problem, describe_reason
 from kinegraph.model_description import ModelDescription
 
 STEP_KEY = "kinegraph.step"
@@ -83,8 +83,8 @@ class OnnxSteps:
         try:
             logits, is_new, *states = self.session.run(names, feed)
         except Exception as error:  # onnxruntime raises types of its own
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(Problem(self.path, f"an error of onnxruntime ({reason})", "a step")) from None
+            got = f"an error of onnxruntime ({describe_reason(error)})"
+            raise CheckpointError(Problem(self.path, got, "a step")) from None
         return (logits if is_new else None), dict(zip(self.states, states, strict=True))
 
 

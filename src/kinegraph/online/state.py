@@ -34,10 +34,6 @@ class State:
     def num_people(self) -> int:
         return len(self.arrays["age"])
 
-    @property
-    def size_bytes(self) -> int:
-        return sum(array.nbytes for array in self.arrays.values())
-
     def select(self, people: Sequence[int] | NDArray[np.int64]) -> State:
         """The state of some of the people, by their places; a copy."""
         places = np.asarray(people, np.int64)

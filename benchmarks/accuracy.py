@@ -1,0 +1,295 @@
+"""How accurate a recipe is on real recordings, by one protocol: docs/accuracy.md.
+
+    .venv/bin/python benchmarks/accuracy.py --dataset nw_ucla --recipe small --seeds 3
+    .venv/bin/python benchmarks/accuracy.py --dataset nw_ucla --recipe small --seeds 3 --final
+
+The first command trains without the validation part and measures on it. The second also trains the final models on the
+whole training part and reads the test part, once for each model: a read is logged in benchmarks/test_reads.jsonl. The
+same command goes on with what was stopped. A recipe is one of Kinegraph, `reference` or `baseline`. Without --dataset
+only the tables of docs/accuracy.md are written again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from accuracy_data import SOURCES, SPLITS, Fold, read_recordings
+from accuracy_protocol import Baseline, Contestant, PartOutcome, Plan, Training, add_outcomes, plan_recipe
+from kinegraph.config_source import nest
+from kinegraph.run import format_duration, show_messages
+from kinegraph.storage import append_line, dump_json, lock_folder, make_folder, write_atomically, write_json
+
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+COLUMNS = (
+    *("recipe", "test accuracy %", "validation %", "seeds", "parameters", "multiply-adds"),
+    *("training", "on", "test reads"),
+)
+RECIPE_ORDER = ("baseline", "reference", "tao", "online", "small", "balanced", "best")
+
+FLOORS: dict[str, dict[str, float]] = {
+    "nw_ucla": {"1-NN": 58.4, "RBF-SVM": 69.0},
+    "penn_action": {"1-NN": 89.3, "RBF-SVM": 90.2},
+    "utkinect": {"RBF-SVM": 82.9},
+}
+"""Untuned, on positions and velocities of 32 frames; measured by others on the same files."""
+
+READ, RECALLED = "read in a paper, log or repository", "recalled, not checked"
+PUBLISHED: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "nw_ucla": (
+        ("SkateFormer", "98.3", RECALLED),
+        ("TD-GCN", "97.4", READ),
+        ("LSTC-MDA", "97.2", READ),
+        ("InfoGCN", "97.0", READ),
+        ("CTR-GCN, four streams", "96.5 claimed, 95.0-95.5 reproduced", READ),
+        ("CTR-GCN, joints", "93.5 reproduced", READ),
+        ("Shift-GCN", "94.6", RECALLED),
+        ("HBRNN-L", "78.5", RECALLED),
+    ),
+}
+"""(network, test accuracy in percent, how we know). Most choose their best epoch on the test part; ours never do."""
+
+
+@dataclass(frozen=True)
+class SeedRow:
+    """Accuracies in percent; `trained` is the final training if there is one, else that of the validation."""
+
+    val_accuracy: float
+    test_accuracy: float | None
+    trained: PartOutcome
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Every look at a test part, the oldest first."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def find_read(log: list[dict[str, Any]], plan: Plan, seed: int) -> dict[str, Any] | None:
+    """The first look at the test part with this data set, recipe and seed."""
+    wanted = (plan.dataset, plan.recipe_hash, seed)
+    return next((read for read in log if (read["dataset"], read["recipe_hash"], read["seed"]) == wanted), None)
+
+
+def count_reads(log: list[dict[str, Any]], dataset: str, recipe: str) -> int:
+    """How often the test part was read for a recipe under this name: its seeds together count once, every change of it
+    once more, and so does every repetition."""
+    seeds = Counter(
+        (read["recipe_hash"], read["seed"]) for read in log if (read["dataset"], read["recipe"]) == (dataset, recipe)
+    )
+    most: dict[str, int] = {}
+    for (recipe_hash, _), times in seeds.items():
+        most[recipe_hash] = max(most.get(recipe_hash, 0), times)
+    return sum(most.values())
+
+
+def measure_seed(
+    contestant: Contestant, plan: Plan, folds: list[Fold], seed: int, is_final: bool, log_path: Path
+) -> SeedRow:
+    """Validation, and with `is_final` the test, unless the log knows its result."""
+    validated = add_outcomes([contestant.validate(fold) for fold in folds])
+    read = find_read(read_log(log_path), plan, seed)
+    found = [contestant.find_tested(fold) for fold in folds]
+    tested = [each for each in found if each is not None]
+    if read is None and is_final:
+        tested = [contestant.test(fold) for fold in folds]
+        total = add_outcomes(tested)
+        read = {
+            "dataset": plan.dataset,
+            "recipe": plan.recipe,
+            "recipe_hash": plan.recipe_hash,
+            "commit": total.commit,
+            "seed": seed,
+            "test_accuracy": compute_percent(total),
+            "date": datetime.now(UTC).date().isoformat(),
+        }
+        append_line(log_path, dump_json(read))
+    is_complete = read is not None and len(tested) == len(folds)
+    return SeedRow(
+        compute_percent(validated),
+        read["test_accuracy"] if read else None,
+        add_outcomes(tested) if is_complete else validated,
+    )
+
+
+def compute_percent(outcome: PartOutcome) -> float:
+    return round(100 * outcome.right / outcome.clips, 2)
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def find_entry(entries: list[dict[str, Any]], plan: Plan) -> dict[str, Any] | None:
+    wanted = (plan.dataset, plan.recipe_hash)
+    return next((entry for entry in entries if (entry["dataset"], entry["recipe_hash"]) == wanted), None)
+
+
+def is_measured(entry: dict[str, Any] | None, seed: int, is_final: bool) -> bool:
+    """Whether the results hold all that is asked for."""
+    if entry is None or seed not in entry["seeds"]:
+        return False
+    return not is_final or entry["test_accuracy"][entry["seeds"].index(seed)] is not None
+
+
+def merge_row(entry: dict[str, Any] | None, plan: Plan, seed: int, row: SeedRow) -> dict[str, Any]:
+    """The entry of a plan with one more seed, or with a seed measured again."""
+    listed = ("test_accuracy", "val_accuracy", "train_seconds")
+    rows = {}
+    if entry is not None:
+        rows = {known: [entry[name][i] for name in listed] for i, known in enumerate(entry["seeds"])}
+    rows[seed] = [row.test_accuracy, row.val_accuracy, round(row.trained.seconds, 1)]
+    seeds = sorted(rows)
+    return {
+        "dataset": plan.dataset,
+        "recipe": plan.recipe,
+        "recipe_hash": plan.recipe_hash,
+        "seeds": seeds,
+        **{name: [rows[known][i] for known in seeds] for i, name in enumerate(listed)},
+        "parameters": row.trained.parameters,
+        "multiply_adds_per_clip": row.trained.multiply_adds,
+        "device": row.trained.device,
+        "threads": row.trained.threads,
+        "commit": row.trained.commit,
+        "left_out": list(plan.left_out),
+        "spec": nest(plan.values),
+    }
+
+
+def build_tables(entries: list[dict[str, Any]], log: list[dict[str, Any]]) -> str:
+    """A Markdown table for each data set: what was measured here, floors, published numbers."""
+    parts = []
+    for dataset, source in SOURCES.items():
+        newest = {entry["recipe"]: entry for entry in entries if entry["dataset"] == dataset}
+        order = sorted(newest, key=lambda name: (RECIPE_ORDER.index(name) if name in RECIPE_ORDER else 99, name))
+        lines = [
+            f"### {source.title}",
+            "",
+            f"| {' | '.join(COLUMNS)} |",
+            "|" + "---|" * len(COLUMNS),
+            *(_format_row(newest[name], log) for name in order),
+            *(
+                f"| floor: {name} | {percent} |" + " |" * (len(COLUMNS) - 2)
+                for name, percent in FLOORS[dataset].items()
+            ),
+        ]
+        if dataset in PUBLISHED:
+            lines += ["", "| published | test accuracy % | known how |", "|---|---|---|"]
+            lines += [f"| {' | '.join(row)} |" for row in PUBLISHED[dataset]]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _format_row(entry: dict[str, Any], log: list[dict[str, Any]]) -> str:
+    earlier: dict[str, list[float]] = {}
+    for read in log:
+        same = (read["dataset"], read["recipe"]) == (entry["dataset"], entry["recipe"])
+        if same and read["recipe_hash"] != entry["recipe_hash"]:
+            earlier.setdefault(read["recipe_hash"], []).append(read["test_accuracy"])
+    reads = str(count_reads(log, entry["dataset"], entry["recipe"]))
+    if earlier:
+        reads += f" (other versions: {', '.join(f'{statistics.mean(values):.1f}' for values in earlier.values())})"
+    threads = f", {entry['threads']} threads" if entry["device"].startswith("CPU") else ""
+    cells = [
+        entry["recipe"],
+        _format_spread(entry["test_accuracy"]),
+        _format_spread(entry["val_accuracy"]),
+        str(len(entry["seeds"])),
+        format_count(entry["parameters"]),
+        format_count(entry["multiply_adds_per_clip"]),
+        format_duration(statistics.mean(entry["train_seconds"])),
+        f"{entry['device']}{threads}",
+        reads,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _format_spread(values: list[float | None]) -> str:
+    """Mean and, of several, (min..max)."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "not read"
+    mean = f"{statistics.mean(known):.1f}"
+    return f"{mean} ({min(known):.1f}..{max(known):.1f})" if len(known) > 1 else mean
+
+
+def format_count(number: int) -> str:
+    for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return str(number)
+
+
+def write_tables(path: Path, tables: str) -> None:
+    """Put the tables between their markers."""
+    text = path.read_text()
+    start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
+    with write_atomically(path, "w") as file:
+        file.write(f"{text[:start]}\n\n{tables}\n\n{text[end:]}")
+
+
+def run_benchmark(arguments: argparse.Namespace) -> None:
+    """Measure what is not measured yet; after every seed the results and tables are written."""
+    plan = plan_recipe(arguments.dataset, arguments.recipe)
+    seeds = [1] if arguments.recipe == "baseline" else arguments.seed_list or list(range(1, arguments.seeds + 1))
+    entry = find_entry(read_results(arguments.results), plan)
+    waiting = [seed for seed in seeds if not is_measured(entry, seed, arguments.final)]
+    if not waiting:
+        return
+    recordings = read_recordings(arguments.data / f"{arguments.dataset}.npz", SOURCES[arguments.dataset])
+    folds = SPLITS[arguments.dataset](recordings)
+    make_folder(arguments.runs)
+    for seed in waiting:
+        contestant: Contestant = Training(plan, seed, recordings, arguments.runs)
+        if arguments.recipe == "baseline":
+            contestant = Baseline(plan, recordings)
+        row = measure_seed(contestant, plan, folds, seed, arguments.final, arguments.log)
+        with lock_folder(arguments.runs, wait_s=60):
+            entries = read_results(arguments.results)
+            entry = find_entry(entries, plan)
+            others = [each for each in entries if each is not entry]
+            write_json(arguments.results, [*others, merge_row(entry, plan, seed, row)])
+            write_tables(arguments.document, build_tables(read_results(arguments.results), read_log(arguments.log)))
+        shown = "not read" if row.test_accuracy is None else f"{row.test_accuracy:.2f}"
+        print(f"{plan.dataset}, {plan.recipe}, seed {seed}: validation {row.val_accuracy:.2f}, test {shown}")
+
+
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", choices=tuple(SOURCES))
+    parser.add_argument("--recipe", help="a recipe of Kinegraph, reference or baseline")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 1 to N; the baseline has one")
+    parser.add_argument("--seed-list", type=lambda text: [int(word) for word in text.split(",")], help="such as 1,2,3")
+    parser.add_argument("--final", action="store_true", help="train the final models and read the test part")
+    parser.add_argument("--jobs-threads", type=int, help="CPU threads of a training")
+    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared/data", help="folder of .npz files")
+    parser.add_argument("--runs", type=Path, default=Path.home() / "kinegraph-runs/accuracy")
+    parser.add_argument("--results", type=Path, default=HERE / "results/accuracy.json")
+    parser.add_argument("--log", type=Path, default=HERE / "test_reads.jsonl")
+    parser.add_argument("--document", type=Path, default=HERE.parent / "docs/accuracy.md")
+    arguments = parser.parse_args(words)
+    if bool(arguments.dataset) != bool(arguments.recipe):
+        parser.error("--dataset and --recipe go together")
+    return arguments
+
+
+def main(words: list[str] | None = None) -> None:
+    arguments = parse_arguments(words)
+    show_messages()
+    if arguments.jobs_threads:
+        torch.set_num_threads(arguments.jobs_threads)
+    if arguments.dataset:
+        run_benchmark(arguments)
+    write_tables(arguments.document, build_tables(read_results(arguments.results), read_log(arguments.log)))
+
+
+if __name__ == "__main__":
+    main()
