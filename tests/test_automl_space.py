@@ -173,7 +173,7 @@ def test_what_is_never_searched(key: str) -> None:
 
 
 def test_every_searchable_option_can_be_named() -> None:
-    assert len(EXTRAS) == 23
+    assert len(EXTRAS) == 25
     keys = name_keys(build(f"{CHOOSE}=true", automl_hyperparameters=[f"+{key}" for key in EXTRAS]))
     assert keys == set(SEARCHABLE)
 

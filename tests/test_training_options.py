@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from kinegraph.actions import evaluate, export, inference, train
 from kinegraph.data.order import BalancedOrder
 from kinegraph.errors import SpecError
-from kinegraph.models import build_model
+from kinegraph.models import Foldable, build_model
 from kinegraph.models.checkpoint import build_from_checkpoint, read_checkpoint
+from kinegraph.models.folded_torch import FoldedModel
 from kinegraph.models.late_fusion import LateFusion, fit_fusion_weights
 from kinegraph.run_files import BEST_METRICS_NAME
 from kinegraph.runtime import load
@@ -246,6 +247,20 @@ def test_fused_streams_are_one_model_for_every_action(data: Path) -> None:
         ]
     expected = sum(weight * logits for weight, logits in zip(network.fusion_weights, each, strict=True))
     np.testing.assert_allclose(load(model).logits(clips), expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("model_type", "folds"), [("EF-GCN", True), ("ST-GCN++", True), ("CTR-GCN", False)])
+def test_a_fusion_folds_where_its_networks_do(model_type: str, folds: bool) -> None:
+    options = ModelSpec(model_type=model_type, fusion="late", width=0.125, depth=1)  # type: ignore[arg-type]
+    network = build_model(options, LAYOUTS[LAYOUT], 3, 6).eval()
+    assert isinstance(network, Foldable) == folds
+    x = torch.randn(2, 6, 9, LAYOUTS[LAYOUT].num_joints, 2)
+    x[1, :, 5:] = 0
+    with torch.no_grad():
+        network.fusion_weights.copy_(torch.tensor([0.7, 0.3]))  # type: ignore[operator,union-attr]
+        logits = network(x)
+        if isinstance(network, Foldable):
+            torch.testing.assert_close(FoldedModel(network.fold())(x), logits, atol=1e-5, rtol=1e-5)
 
 
 def test_given_weights_are_kept_and_wrong_ones_refused(data: Path) -> None:

@@ -22,7 +22,7 @@ from kinegraph.spec_input import InputSpec
 
 MODEL_DIFFERENCES = (
     *("model_type", "graph_strategy", "input_channels", "edge_importance_weighting"),
-    *("temporal_padding", "width", "depth", "fusion"),
+    *("temporal_padding", "width", "depth", "fusion", "coordinates"),
 )
 
 

@@ -59,7 +59,7 @@ class ModelSpec:
     input_channels: int = option(3, "values per joint: 3 for x, y, z; 2 for x, y", minimum=1)
     dropout: float = option(
         0.5,
-        "dropout in every block but the first",
+        "dropout: of ST-GCN in every block but the first, of the others before the classifier",
         minimum=0,
         maximum=1,
         automl=True,

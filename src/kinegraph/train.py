@@ -177,7 +177,7 @@ def _explain_child(failure_path: Path, error: Exception) -> KinegraphError:
 
 def _notice_ineffective_options(spec: Spec, run: Run) -> None:
     """Say which options that the user set have no effect with the others, instead of ignoring them silently."""
-    optim, data = spec.train.optim, spec.dataset
+    optim, data, name = spec.train.optim, spec.dataset, spec.model.model_type
     without_effect = {
         "train.optim.momentum": (optim.optimizer_type != "torch.optim.SGD", "only SGD has momentum"),
         "train.optim.nesterov": (optim.optimizer_type != "torch.optim.SGD", "only SGD has it"),
@@ -191,9 +191,11 @@ def _notice_ineffective_options(spec: Spec, run: Run) -> None:
         "dataset.shuffle": (data.balance == "sampling", "balanced sampling has an order of its own"),
         "train.teacher_weight": (not spec.train.teacher, "there is no teacher"),
         "train.teacher_temperature": (not spec.train.teacher, "there is no teacher"),
-        "model.width": (spec.model.model_type == "ST-GCN", "ST-GCN has its own widths"),
-        "model.depth": (spec.model.model_type == "ST-GCN", "ST-GCN has ten blocks"),
-        "model.edge_importance_weighting": (spec.model.model_type == "EF-GCN", "EF-GCN learns its topologies"),
+        "model.width": (name == "ST-GCN", "ST-GCN has its own widths"),
+        "model.depth": (name == "ST-GCN", "ST-GCN has ten blocks"),
+        "model.edge_importance_weighting": (name != "ST-GCN", f"only ST-GCN has it, not {name}"),
+        "model.graph_strategy": (name == "DD-Net", "DD-Net has no graph"),
+        "model.coordinates": (name != "DD-Net", "only DD-Net takes distances"),
         "input.num_frames": (spec.input.sampling == "none", "without sampling all frames are taken"),
         "input.smallest_crop": (spec.input.sampling != "crop_resize", "only crop_resize crops"),
         "input.test_crop": (spec.input.sampling != "crop_resize", "only crop_resize crops"),

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from kinegraph.errors import Problem, SpecError, look_up
 from kinegraph.skeleton.graph import build_adjacency
 from kinegraph.skeleton.layouts import Layout
-from kinegraph.spec_input import STREAMS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,7 +57,8 @@ def build_network(options: ModelSpec, adjacency: Any, num_classes: int, num_chan
     num_streams = num_channels // options.input_channels
     if options.fusion == "early" or num_streams < 2:
         return build(options, adjacency, num_classes, num_channels)
-    from kinegraph.models.late_fusion import LateFusion
+    from kinegraph.models.late_fusion import FoldableLateFusion, LateFusion
+    from kinegraph.spec_input import STREAMS
 
     if num_streams > len(STREAMS):
         raise SpecError(
@@ -74,7 +74,8 @@ def build_network(options: ModelSpec, adjacency: Any, num_classes: int, num_chan
     def build_branch(channels: int) -> nn.Module:
         return build(options, adjacency, num_classes, channels)
 
-    return LateFusion(build_branch, num_channels, num_streams, weights)
+    fuse = FoldableLateFusion if hasattr(build, "fold") else LateFusion
+    return fuse(build_branch, num_channels, num_streams, weights)
 
 
 def find_network(options: ModelSpec) -> Callable[..., nn.Module]:

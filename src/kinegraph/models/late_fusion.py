@@ -73,8 +73,12 @@ class LateFusion(nn.Module):
         """Logits (streams, N, classes) -> their weighted sum (N, classes)."""
         return torch.einsum("s,snk->nk", self.fusion_weights.to(logits.dtype), logits)
 
+
+class FoldableLateFusion(LateFusion):
+    """One of networks that can be folded."""
+
     def fold(self) -> FoldedNetwork:
-        """The same network for inference, as plain data. Only where the streams' network can be folded."""
+        """The same network for inference, as plain data."""
         parts = [branch.fold() for branch in self.branches]  # type: ignore[operator]
         size, weights = self.stream_channels, self.fusion_weights.tolist()
         layers: list[Layer] = []

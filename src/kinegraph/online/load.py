@@ -10,6 +10,7 @@ from kinegraph.errors import Problem, UserError
 from kinegraph.online.model import OnlineModel
 from kinegraph.online.numpy_steps import NumpySteps
 from kinegraph.online.onnx_steps import OnnxSteps, is_step_form
+from kinegraph.online.schedule import make_schedule
 from kinegraph.online.window import WindowSteps
 from kinegraph.remote import fetch
 from kinegraph.runtime import load as load_predictor
@@ -67,4 +68,9 @@ def _find_obstacle(file: ModelFile) -> str:
         return "a network that sees all frames at once"
     if pipeline is not None and not pipeline.is_causal:
         return "an input pipeline that looks at whole clips"
+    try:
+        make_schedule(file.network)
+    except UserError as error:
+        problem = error.problems[0]
+        return f"a network whose {problem.where} has {problem.got}, not {problem.expected}"
     return ""

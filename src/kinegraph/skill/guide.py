@@ -169,11 +169,12 @@ import kinegraph, numpy, onnxruntime
 from kinegraph.data.labels import read_labels
 
 clips = numpy.load("{data}/test_data.npy")  # float32 (N, C, T, V, M); one clip (C, T, V, M) will do for predict
-answer = kinegraph.load("{results}/model.onnx").predict(clips)  # onnxruntime behind it, torch is not imported
+model = kinegraph.load("{results}/model.onnx")  # onnxruntime behind it, torch is not imported
+answer = model.predict(clips)
 print(answer.class_names[:3], answer.probabilities.max(axis=1)[:3])
 
-session = onnxruntime.InferenceSession("{results}/model.onnx")  # the same with nothing but onnxruntime
-logits = session.run(["fc_pred"], {"input": clips})[0]
+session = onnxruntime.InferenceSession("{results}/model.onnx")  # the network alone, which gets what the pipeline makes
+logits = session.run(["fc_pred"], {"input": model.pipeline(clips)})[0]
 labels = numpy.asarray(read_labels("{data}/test_label.pkl").labels)
 accuracy = round(100 * float((logits.argmax(axis=1) == labels).mean()), 2)
 assert accuracy == json.load(open("{results}/evaluate/metrics.json"))["accuracy"], accuracy
