@@ -56,7 +56,7 @@ REFERENCE: dict[str, Any] = {
 }
 """ST-GCN with its first recipe (TAO's defaults, spelt out), for as many epochs as benchmarks/nw_ucla.py gives it."""
 
-DEPTH_OPTIONS = ("augment.rotation_x", "augment.rotation_y", "input.align", "input.vertical")
+DEPTH_OPTIONS = ("input.align", "input.vertical")
 """Turns in space, which data of two coordinates cannot have."""
 
 

@@ -168,8 +168,8 @@ def test_only_what_belongs_to_the_data_differs_between_data_sets(monkeypatch: py
     own = {"model.graph_layout", "dataset.num_classes", "dataset.label_map", "input.score_channel"}
     three, two = plans["nw_ucla"].values, plans["penn_action"].values
     differing = {key for key in three | two if three.get(key) != two.get(key)}
-    assert differing == own | {"augment.rotation_y", "input.align"}
-    assert set(plans["penn_action"].left_out) == {"augment.rotation_y", "input.align"}
+    assert differing == own | {"input.align"}
+    assert set(plans["penn_action"].left_out) == {"input.align"}
     assert not plans["nw_ucla"].left_out and two["input.score_channel"] == 2
 
 

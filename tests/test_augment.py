@@ -400,11 +400,21 @@ def test_mirror_images_without_pairs_are_told() -> None:
     assert "has no effect" in only
 
 
+@pytest.mark.parametrize(("options", "num_channels"), [(InputSpec(), 2), (InputSpec(score_channel=2), 3)])
+def test_2d_data_stay_in_their_plane(options: InputSpec, num_channels: int) -> None:
+    augment = AugmentSpec(rotation_x=5, rotation_y=6, rotation_z=7)
+    chosen, told = choose_augmentation(augment, build_pipeline(options, num_channels, LAYOUT), [])
+    assert chosen == AugmentSpec(rotation_z=7)
+    assert told == [
+        "augment.rotation_x and augment.rotation_y: no effect, it takes 3 coordinates, and the data have 2."
+    ]
+    assert choose_augmentation(augment, build_pipeline(InputSpec(), 3, LAYOUT), []) == (augment, [])
+
+
 @pytest.mark.parametrize(
     ("augment", "options", "num_channels", "places"),
     [
-        (AugmentSpec(rotation_x=5, rotation_y=5, rotation_z=5), InputSpec(), 2, ["rotation_x", "rotation_y"]),
-        (AugmentSpec(rotation_y=5), InputSpec(score_channel=2), 3, ["rotation_y"]),
+        (AugmentSpec(rotation_x=5, rotation_y=5, rotation_z=5), InputSpec(), 2, []),
         (AugmentSpec(rotation_z=5, shear=0.1), InputSpec(), 1, ["rotation_z", "shear"]),
         (AugmentSpec(scale=0.1), InputSpec(), 4, [""]),
         (AugmentSpec(scale=0.1), InputSpec(score_channel=3), 4, []),

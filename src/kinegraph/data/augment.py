@@ -39,10 +39,10 @@ def find_augment_problems(
 ) -> list[Problem]:
     """The options that these data cannot have."""
     problems = []
-    for name, needed in (("rotation_x", 3), ("rotation_y", 3), ("rotation_z", 2), ("shear", 2)):
+    for name in ("rotation_z", "shear"):
         value = getattr(augment, name)
-        if value > 0 and num_coordinates < needed:
-            expected = f"0: it needs {needed} coordinates, and the data have {num_coordinates}"
+        if value > 0 and num_coordinates < 2:
+            expected = f"0: it needs 2 coordinates, and the data have {num_coordinates}"
             problems.append(Problem(f"augment.{name}", f"{value:g}", expected))
     moves = any(getattr(augment, name) > 0 for name in ("rotation_z", "scale", "shift", "shear", "mirror"))
     if moves and num_coordinates > 3:
@@ -58,7 +58,8 @@ def find_augment_problems(
 def choose_augmentation(
     augment: AugmentSpec, pipeline: InputPipeline, class_names: Iterable[str], symmetric: Sequence[Pair] | None = None
 ) -> tuple[AugmentSpec, list[str]]:
-    """The augmentation that a training gets: without mirror images where sides matter; and what the user should know.
+    """The augmentation that a training gets, and what the user should know: without mirror images where sides matter,
+    and without turns out of the plane that the data are in, so that a recipe serves 2D and 3D.
 
     symmetric: the pairs that a mirror image swaps; None: those of the pipeline, if it has any steps.
     Raises SpecError with every option that the data cannot have.
@@ -66,6 +67,23 @@ def choose_augmentation(
     problems = find_augment_problems(augment, pipeline.num_coordinates, pipeline.options)
     if problems:
         raise SpecError(*problems)
+    augment, told = _stay_in_plane(augment, pipeline.num_coordinates)
+    augment, more = _choose_mirror(augment, pipeline, class_names, symmetric)
+    return augment, told + more
+
+
+def _stay_in_plane(augment: AugmentSpec, num_coordinates: int) -> tuple[AugmentSpec, list[str]]:
+    turns = [name for name in ("rotation_x", "rotation_y") if getattr(augment, name) > 0]
+    if num_coordinates > 2 or not turns:
+        return augment, []
+    named = " and ".join(f"augment.{name}" for name in turns)
+    reason = f"it takes 3 coordinates, and the data have {num_coordinates}"
+    return replace(augment, rotation_x=0.0, rotation_y=0.0), [f"{named}: no effect, {reason}."]
+
+
+def _choose_mirror(
+    augment: AugmentSpec, pipeline: InputPipeline, class_names: Iterable[str], symmetric: Sequence[Pair] | None
+) -> tuple[AugmentSpec, list[str]]:
     sided = find_side_names(class_names) if augment.sides_matter == "auto" else []
     if augment.mirror == 0:
         return augment, []
