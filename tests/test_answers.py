@@ -124,6 +124,13 @@ def test_clips_below_the_threshold_are_unknown(tmp_path: Path, threshold: float)
         assert (label, name) == ((UNKNOWN_LABEL, "unknown") if low else (best, CLASS_NAMES[best]))
 
 
+@pytest.mark.parametrize("threshold", [60, -0.1, float("nan")])
+def test_a_threshold_is_a_probability(tmp_path: Path, threshold: float) -> None:
+    predictor = load(write_model(tmp_path / "model.pth", build_checkpoint()))
+    with pytest.raises(UserError, match="a probability from 0 to 1"):
+        predictor.predict(make_clips(2), reject_threshold=threshold)
+
+
 def make_action_spec(folder: Path, action: str) -> dict[str, Any]:
     np.save(folder / "clips.npy", make_clips(NUM_CLIPS))
     (folder / "labels.json").write_text(json.dumps([i % 4 for i in range(NUM_CLIPS)]))

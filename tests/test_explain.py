@@ -254,6 +254,16 @@ def test_a_network_that_pools_otherwise_than_it_says_is_refused() -> None:
         make_explainer(WrongWeights()).explain(x)
 
 
+class OtherAnswer(JointFree):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x) + 1
+
+
+def test_the_answer_itself_is_what_is_compared() -> None:
+    with pytest.raises(CheckpointError, match="add up"):
+        make_explainer(OtherAnswer()).explain(make_clips(2))
+
+
 def test_a_network_without_a_mean_is_refused() -> None:
     with pytest.raises(UserError, match="a Sequential"):
         make_explainer(nn.Sequential(nn.Flatten(), nn.Linear(5, NUM_CLASSES)))

@@ -138,6 +138,13 @@ def test_clips_without_names_are_numbered(tmp_path: Path, name: str, content: An
     assert labels.labels.tolist() == NUMBERS
 
 
+@pytest.mark.parametrize("name", ["names.pkl", "names.json"])
+def test_names_that_no_file_can_hold_are_replaced(tmp_path: Path, name: str) -> None:
+    names = ["a\ud800b", "plain"]
+    content = (names, [0, 1]) if name.endswith("pkl") else {"names": names, "labels": [0, 1]}
+    assert read_labels(write(tmp_path / name, content)).names == ["a?b", "plain"]
+
+
 CLASS_FILES = {
     "classes.pkl": (NAMES, CLASSES),
     "classes.json": {"names": NAMES, "labels": CLASSES},

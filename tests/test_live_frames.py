@@ -100,6 +100,15 @@ def read(*joints: Any) -> tuple[np.ndarray, list[int], list[str]]:
     return values, chosen, [fault.got for fault in faults]
 
 
+@pytest.mark.parametrize("kind", ["int16", "int32", "uint16", "int64", "float16", "float32", "float64"])
+def test_joints_of_any_numpy_type(kind: str) -> None:
+    array = np.arange(6).reshape(2, 3).astype(kind)
+    values, chosen, faults = read(array, array.tolist())
+    np.testing.assert_array_equal(values, np.stack([array, array]).astype(np.float32))
+    assert (chosen, faults) == ([0, 1], [])
+    assert read(array[:, :1])[2] == ["2 joints of 1 numbers"]
+
+
 def test_joints() -> None:
     scored = [[*joint, 0.7] for joint in JOINTS]
     values, chosen, faults = read(JOINTS, scored)

@@ -295,6 +295,20 @@ def test_padding_and_absent_people_change_nothing(model_type: str, frames: int) 
     assert (model(padded) - model(x)).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("model_type", ["CTR-GCN", "2s-AGCN", "DD-Net"])
+@pytest.mark.parametrize("frames", [1, 5])
+@torch.no_grad()
+def test_who_stands_still_is_not_absent_in_a_late_fusion(model_type: str, frames: int) -> None:
+    """The motion stream alone is all zeros."""
+    options = replace(ModelSpec(), model_type=model_type, width=0.25, depth=1, fusion="late")
+    torch.manual_seed(0)
+    model = build_model(options, LAYOUT, 4, 6).eval()
+    joints = torch.randn(1, 3, 1, 17, 1).expand(-1, -1, frames, -1, -1)
+    x = torch.cat([joints, torch.zeros_like(joints)], dim=1)
+    padded = torch.cat([x, torch.zeros(1, 6, 12, 17, 1)], dim=2)
+    torch.testing.assert_close(model(padded), model(x), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("model_type", ["ST-GCN++", "DD-Net"])
 @torch.no_grad()
 def test_causal_networks_do_not_look_ahead(model_type: str) -> None:

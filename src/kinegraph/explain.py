@@ -57,10 +57,6 @@ class Explainable(Protocol):
         """(N, C, T, V, M) -> (N, M, T'): what people and frames of the map weigh in the mean, 1 in all."""
         ...
 
-    def classify(self, features: Tensor, x: Tensor) -> Tensor:
-        """The map of clips x (N, C, T, V, M) -> logits (N, classes)."""
-        ...
-
 
 @dataclass(frozen=True, eq=False)
 class Explanations:
@@ -105,21 +101,30 @@ class Explainer:
         with torch.inference_mode():
             inputs = pipeline(values, where)
             x = torch.from_numpy(inputs if inputs.flags.writeable else inputs.copy())
-            if labels is None:
-                labels = self.network(x).argmax(dim=1).numpy()
-            chosen = torch.from_numpy(self._check_labels(labels, len(x)))
-            split = [_split_score(part, x, chosen, self.path) for part in self.parts]
-        contributions = sum(part.cells for part in split)
-        assert isinstance(contributions, np.ndarray)
+            answers = self.network(x).double()
+            given = answers.argmax(dim=1).numpy() if labels is None else labels
+            chosen = torch.from_numpy(self._check_labels(given, len(x)))
+            split = [_split_score(part, x, chosen) for part in self.parts]
+            scores = answers.gather(1, chosen[:, None])[:, 0].numpy()
+        contributions, biases = sum(part.cells for part in split), sum(part.biases for part in split)
+        assert isinstance(contributions, np.ndarray) and isinstance(biases, np.ndarray)
+        self._check_sums(contributions.sum(axis=(1, 2, 3)) + biases, scores)
         frames = find_file_frames(pipeline, values)[:, :: self.parts[0].network.total_stride]
         return Explanations(
             labels=chosen.numpy(),
-            scores=np.sum([part.scores for part in split], axis=0),
-            biases=np.sum([part.biases for part in split], axis=0),
+            scores=scores,
+            biases=biases,
             contributions=_restore_people(contributions, pipeline, values),
             stream_sums=np.stack([part.cells.sum(axis=(1, 2, 3)) for part in split], axis=1),
             frames=frames,
         )
+
+    def _check_sums(self, sums: NDArray[np.float64], scores: NDArray[np.float64]) -> None:
+        """A network that answers otherwise than by the mean it is split by would be explained wrongly."""
+        errors = np.abs(sums - scores)
+        if (errors > TOLERANCE * (1 + np.abs(scores))).any():
+            got = f"contributions that miss the logit by {errors.max():.2g}"
+            raise CheckpointError(Problem(self.path, got, "contributions that add up to it", "Please report this."))
 
     def _check_labels(self, labels: NDArray[Any], num_clips: int) -> NDArray[np.int64]:
         given = np.asarray(labels)
@@ -144,11 +149,10 @@ class _Part:
 
 @dataclass(frozen=True, eq=False)
 class _Split:
-    """What a part adds to the score: cells (N, M, T', V), biases (N,), scores (N,)."""
+    """What a part adds to the score: cells (N, M, T', V), biases (N,)."""
 
     cells: NDArray[np.float64]
     biases: NDArray[np.float64]
-    scores: NDArray[np.float64]
 
 
 def load_explainer(path: str | Path, key: str = "", class_names: Sequence[str] = ()) -> Explainer:
@@ -181,31 +185,24 @@ def _check_explainable(network: nn.Module, where: str) -> Explainable:
     raise UserError(Problem(where, f"a {type(network).__name__}", expected, "Leave explain out."))
 
 
-def _split_score(part: _Part, x: Tensor, labels: Tensor, where: str) -> _Split:
+def _split_score(part: _Part, x: Tensor, labels: Tensor) -> _Split:
     """The score of `labels` (N,) for the input of the network (N, C, T, V, M), cell by cell.
 
-    In float64, so that many small cells add up. The sum is compared with what the network answers: a network whose
-    `pooling_weights` are not what its `forward` does would be explained wrongly.
+    In float64, so that many small cells add up.
     """
     import torch
 
+    from kinegraph.models.late_fusion import map_stream
+
     network = part.network
-    features = network.forward_features(x[:, part.channels])  # (N, M, C', T', V)
-    answers = network.classify(features, x).double()
-    features = features.double()
+    features = map_stream(network, x[:, part.channels], x).double()  # (N, M, C', T', V)
     shares = network.pooling_weights(x).double()[..., None] / features.shape[4]  # (N, M, T', 1)
     weight, bias = network.fcn.weight, network.fcn.bias
     assert isinstance(weight, torch.Tensor)
     rows = weight.double().flatten(1)[labels]  # (N, C')
     cells = torch.einsum("nmctv,nc->nmtv", features, rows) * shares
     biases = torch.zeros(len(x)).double() if bias is None else _pick(bias, labels)
-    scores = answers.gather(1, labels[:, None])[:, 0]
-    error = (cells.sum(dim=(1, 2, 3)) + biases - scores).abs()
-    if (error > TOLERANCE * (1 + scores.abs())).any():
-        got = f"contributions that miss the logit by {error.max().item():.2g}"
-        raise CheckpointError(Problem(where, got, "contributions that add up to it", "Please report this."))
-    arrays = [part.weight * values.numpy() for values in (cells, biases, scores)]
-    return _Split(*arrays)
+    return _Split(part.weight * cells.numpy(), part.weight * biases.numpy())
 
 
 def _pick(bias: Any, labels: Tensor) -> Tensor:

@@ -129,8 +129,10 @@ class Predictor:
     def decide(self, logits: NDArray[Any], reject_threshold: float = 0.0) -> Predictions:
         """Logits (N, classes) -> the classes they stand for, and the calibrated probabilities.
 
-        Clips whose highest probability is below reject_threshold are unknown.
+        Clips whose highest probability is below reject_threshold are unknown. UserError for one outside 0 to 1.
         """
+        if not 0 <= reject_threshold <= 1:
+            raise UserError(Problem("reject_threshold", f"{reject_threshold}", "a probability from 0 to 1"))
         labels = np.argmax(logits, axis=1).astype(np.int64)
         probabilities = softmax(logits, self.description.temperature)
         labels[probabilities.max(axis=1, initial=0.0) < reject_threshold] = UNKNOWN_LABEL

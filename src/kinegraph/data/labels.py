@@ -231,19 +231,28 @@ def _limit(problems: list[Problem], where: str) -> list[Problem]:
 
 
 def _convert_names(names: list[Any], where: str) -> list[str]:
-    if set(map(type, names)) == {str}:
+    if set(map(type, names)) == {str} and _is_encodable("".join(names)):
         return names
     converted, problems = [], []
     for i, name in enumerate(names):
         if isinstance(name, bytes):
             name = name.decode("utf-8", errors="replace")
         if isinstance(name, str | int) and not isinstance(name, bool):
-            converted.append(str(name))
+            # A lone surrogate, which a pickle or an escape in JSON may hold, cannot be written to any file
+            converted.append(str(name).encode("utf-8", "replace").decode())
         else:
             problems.append(Problem(f"{where}: sample name {i}", _describe(name), "text"))
     if problems:
         raise DataError(*_limit(problems, where))
     return converted
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_number(text: str) -> bool:

@@ -23,7 +23,7 @@ MAX_TIME_S = 1e11
 MAX_COORDINATE = 1e6
 """Pixels, metres and millimetres stay below it. What is above counts as not found: a network would answer NaN."""
 SHOWN_CHARACTERS = 60
-NUMBERS = {float, int, NoneType, np.float64, np.float32, np.int64}
+NUMBERS = {float, int, NoneType, *(np.dtype(code).type for code in "efdbhilqBHILQ")}
 """Types of a coordinate: of JSON, where null was not found, and of NumPy, from Python. No text, nor true and false."""
 
 
@@ -196,7 +196,7 @@ def _read_slowly(joints: Any, num_joints: int, num_channels: int) -> NDArray[np.
 
 
 def _describe_joints(item: Observation, num_joints: int, num_channels: int) -> Fault:
-    lengths = sorted({len(joint) if type(joint) is list else 0 for joint in item.joints})
+    lengths = sorted({len(joint) if isinstance(joint, list | tuple | np.ndarray) else 0 for joint in item.joints})
     sizes = " or ".join(str(length) for length in lengths[:4]) or "no"
     got = f"{len(item.joints)} joints of {sizes} numbers"
     if len(item.joints) == num_joints and set(lengths) <= {num_channels, num_channels + 1}:

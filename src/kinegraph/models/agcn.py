@@ -20,7 +20,7 @@ from kinegraph.models.folded import Padding
 from kinegraph.models.layers import skip_frames
 from kinegraph.models.stages import (
     BlockPlan,
-    PooledNetwork,
+    MarkedNetwork,
     build_shortcut,
     mark_frames,
     normalise_joints,
@@ -41,7 +41,7 @@ EMBEDDING = 4
 SMALL_SCALE = 1e-6
 
 
-class AGCN(PooledNetwork):
+class AGCN(MarkedNetwork):
     """options.width scales the channels of every stage, options.depth is the number of blocks in each, 0: 4, 3 and 3.
 
     adjacency: (K, V, V), the given graph. Raises SpecError for causal padding.
@@ -69,10 +69,10 @@ class AGCN(PooledNetwork):
         self.fcn = nn.Linear(plans[-1].after, num_classes)
         start_convolutions(self)
 
-    def forward_features(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor, marked_by: Tensor | None = None) -> Tensor:
         """(N, C, T, V, M) -> (N, M, C', T', V): the map whose mean is classified."""
         clips, people = x.shape[0], x.shape[4]
-        is_real = mark_frames(x)
+        is_real = mark_frames(x if marked_by is None else marked_by)
         x = normalise_joints(x, self.data_bn).contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             assert isinstance(block, Block)

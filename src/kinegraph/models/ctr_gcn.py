@@ -19,7 +19,7 @@ from kinegraph.models.folded import Padding
 from kinegraph.models.layers import skip_frames
 from kinegraph.models.stages import (
     BlockPlan,
-    PooledNetwork,
+    MarkedNetwork,
     build_shortcut,
     mark_frames,
     normalise_joints,
@@ -46,7 +46,7 @@ MAXIMUM_SIZE = 3
 SMALL_SCALE = 1e-6
 
 
-class CTRGCN(PooledNetwork):
+class CTRGCN(MarkedNetwork):
     """options.width scales the channels of every stage, options.depth is the number of blocks in each, 0: 4, 3 and 3.
 
     adjacency: (K, V, V), where the shared graphs of every block start. Raises SpecError for causal padding.
@@ -74,10 +74,10 @@ class CTRGCN(PooledNetwork):
         self.fcn = nn.Linear(plans[-1].after, num_classes)
         start_convolutions(self)
 
-    def forward_features(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor, marked_by: Tensor | None = None) -> Tensor:
         """(N, C, T, V, M) -> (N, M, C', T', V): the map whose mean is classified."""
         clips, people = x.shape[0], x.shape[4]
-        is_real = mark_frames(x)
+        is_real = mark_frames(x if marked_by is None else marked_by)
         x = normalise_joints(x, self.data_bn).contiguous()
         for block in self.blocks:
             assert isinstance(block, Block)

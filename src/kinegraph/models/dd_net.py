@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from kinegraph.models.folded import Padding
 from kinegraph.models.layers import skip_frames
-from kinegraph.models.stages import PooledNetwork, mark_frames, scale_channels
+from kinegraph.models.stages import MarkedNetwork, mark_frames, scale_channels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +45,7 @@ STREAM_DROPOUT = 0.2
 KERNEL = 3
 
 
-class DDNet(PooledNetwork):
+class DDNet(MarkedNetwork):
     """options.width scales the filters, options.depth is the number of convolutions in a stage, 0: 2.
 
     With options.temporal_padding "causal" nothing looks at a later frame. Distances are taken of the coordinates of the
@@ -88,10 +88,10 @@ class DDNet(PooledNetwork):
     def _build_stream(self, channels: int, filters: int, dropout: float) -> Stream:
         return Stream(channels, filters, self.padding, dropout)
 
-    def forward_features(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor, marked_by: Tensor | None = None) -> Tensor:
         """(N, C, T, V, M) -> (N, M, C', T', 1): the map whose mean is classified. No joints are left in it."""
         clips, people = x.shape[0], x.shape[4]
-        is_real = mark_frames(x)
+        is_real = mark_frames(x if marked_by is None else marked_by)
         poses = x.permute(0, 4, 1, 2, 3).flatten(0, 1)  # (N*M, C, T, V)
         distances, slow, fast = self.measure(poses)
         y = self.distances(distances, is_real), self.slow_motion(slow, is_real)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kinegraph.models.folded import INPUT, ConcatenationLayer, FoldedNetwork, Layer, TemporalConvolutionLayer
+from kinegraph.models.stages import MarkedNetwork
 
 if TYPE_CHECKING:
     from kinegraph.models.folded import Padding
@@ -66,12 +67,22 @@ class LateFusion(nn.Module):
         answers = []
         for branch, part in zip(self.branches, parts, strict=True):
             network: Any = branch
-            answers.append(network.classify(network.forward_features(part), x))
+            answers.append(network.classify(map_stream(network, part, x), x))
         return torch.stack(answers)
 
     def fuse(self, logits: Tensor) -> Tensor:
         """Logits (streams, N, classes) -> their weighted sum (N, classes)."""
         return torch.einsum("s,snk->nk", self.fusion_weights.to(logits.dtype), logits)
+
+
+def map_stream(network: Any, part: Tensor, x: Tensor) -> Tensor:
+    """The map of a network for its channels `part` of clips x (N, C, T, V, M); what is padding, all channels tell."""
+    features: Tensor
+    if isinstance(network, MarkedNetwork):
+        features = network.forward_features(part, x)
+    else:
+        features = network.forward_features(part)
+    return features
 
 
 class FoldableLateFusion(LateFusion):

@@ -46,6 +46,16 @@ class PooledNetwork(nn.Module):
         return weigh_real_frames(x, self.total_stride)
 
 
+class MarkedNetwork(PooledNetwork):
+    """One in which padding and absent people do not count before the mean either: its map needs marks of them."""
+
+    def forward_features(self, x: Tensor, marked_by: Tensor | None = None) -> Tensor:
+        """(N, C, T, V, M) -> (N, M, C', T', V). marked_by: clips (N, C'', T, V, M) whose zeros tell what is padding, of
+        which x are some channels; default x. Motions alone would take a person who stands still for absent.
+        """
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class BlockPlan:
     """Channels before and after a block, and its stride in frames."""
