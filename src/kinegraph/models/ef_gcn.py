@@ -19,17 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kinegraph.models.block_network import BlockNetwork
 from kinegraph.models.folded import (
-    INPUT,
-    AffineLayer,
-    FoldedNetwork,
     GraphConvolutionLayer,
     Layer,
     Padding,
     SumLayer,
     TemporalConvolutionLayer,
 )
-from kinegraph.models.layers import fold_norm, mean_over_real_frames, mix_joints, weigh_real_frames
+from kinegraph.models.layers import fold_norm, mix_joints
+from kinegraph.models.stages import scale_channels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,10 +42,9 @@ TEMPORAL_KERNEL = 5
 DEPTH = 2
 
 
-class EFGCN(nn.Module):
+class EFGCN(BlockNetwork):
     """options.width scales the channels of every stage, options.depth is the number of blocks in each, 0: 2."""
 
-    A: Tensor
     total_stride = TOTAL_STRIDE
 
     def __init__(
@@ -56,66 +54,18 @@ class EFGCN(nn.Module):
         num_classes: int,
         num_channels: int | None = None,
     ) -> None:
-        super().__init__()
-        num_channels = num_channels or options.input_channels
-        self.padding: Padding = options.temporal_padding
-        weights = torch.as_tensor(adjacency, dtype=torch.float32).clone()
-        self.register_buffer("A", weights)
-        self.data_bn = nn.BatchNorm1d(num_channels * weights.shape[-1])
+        before = num_channels or options.input_channels
+        super().__init__(options, adjacency, before)
         blocks = []
-        before = num_channels
         for stage, channels in enumerate(STAGES):
-            after = max(8, round(channels * options.width / 8) * 8)
+            after = scale_channels(channels, options)
             for i in range(options.depth or DEPTH):
                 stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(Block(before, after, weights.sum(dim=0), stride, self.padding))
+                blocks.append(Block(before, after, self.A.sum(dim=0), stride, self.padding))
                 before = after
         self.blocks = nn.ModuleList(blocks)
         self.dropout = nn.Dropout(options.dropout)
         self.fcn = nn.Linear(before, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, T, V, M) -> (N, classes)."""
-        return self.classify(self.forward_features(x), x)
-
-    def classify(self, features: Tensor, x: Tensor) -> Tensor:
-        """The map (N, M, C', T', V) of clips x (N, C, T, V, M) -> logits (N, classes)."""
-        logits: Tensor = self.fcn(self.dropout(mean_over_real_frames(features, x, TOTAL_STRIDE)))
-        return logits
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(N, C, T, V, M) -> (N, M, C', T', V): the map whose mean is classified."""
-        clips, channels, frames, joints, people = x.shape
-        x = x.permute(0, 4, 3, 1, 2).reshape(clips * people, joints * channels, frames)
-        x = self.data_bn(x)
-        x = x.reshape(clips * people, joints, channels, frames).permute(0, 2, 3, 1)  # (N*M, C, T, V)
-        x = x.contiguous(memory_format=torch.channels_last)
-        for block in self.blocks:
-            x = block(x)
-        return x.unflatten(0, (clips, people))
-
-    def pooling_weights(self, x: Tensor) -> Tensor:
-        """(N, C, T, V, M) -> (N, M, T'): what people and frames of the map weigh in the mean, 1 in all."""
-        return weigh_real_frames(x, TOTAL_STRIDE)
-
-    def fold(self) -> FoldedNetwork:
-        """The same network for inference, as plain data."""
-        num_joints = int(self.A.shape[-1])
-        scale, shift = fold_norm(torch.ones(1), torch.zeros(1), self.data_bn)
-        shape = (num_joints, -1)
-        layers: list[Layer] = [AffineLayer("data_bn", (INPUT,), scale=scale.reshape(shape), shift=shift.reshape(shape))]
-        for i, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            layers += block.fold(f"block_{i}", layers[-1].name)
-        return FoldedNetwork(
-            self.data_bn.num_features // num_joints,
-            num_joints,
-            tuple(layers),
-            np.ascontiguousarray(self.fcn.weight.detach().T.numpy()),
-            self.fcn.bias.detach().numpy().copy(),
-            self.padding,
-            only_real_frames=True,
-        )
 
 
 class Block(nn.Module):

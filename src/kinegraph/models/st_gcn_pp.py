@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kinegraph.models.block_network import BlockNetwork
 from kinegraph.models.folded import (
-    INPUT,
     AffineLayer,
     ConcatenationLayer,
-    FoldedNetwork,
     GraphConvolutionLayer,
     Layer,
     Padding,
@@ -30,7 +29,7 @@ from kinegraph.models.folded import (
     TemporalMaximumLayer,
 )
 from kinegraph.models.layers import fold_norm, mix_joints
-from kinegraph.models.stages import BlockPlan, PooledNetwork, build_shortcut, normalise_joints, plan_blocks
+from kinegraph.models.stages import BlockPlan, build_shortcut, plan_blocks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,13 +42,11 @@ MAXIMUM_SIZE = 3
 NUM_BRANCHES = len(DILATIONS) + 2
 
 
-class STGCNPP(PooledNetwork):
+class STGCNPP(BlockNetwork):
     """options.width scales the channels of every stage, options.depth is the number of blocks in each, 0: 4, 3 and 3.
 
     With options.temporal_padding "causal" no branch sees a later frame. adjacency: (K, V, V), where every block starts.
     """
-
-    A: Tensor
 
     def __init__(
         self,
@@ -58,43 +55,12 @@ class STGCNPP(PooledNetwork):
         num_classes: int,
         num_channels: int | None = None,
     ) -> None:
-        super().__init__()
         num_channels = num_channels or options.input_channels
-        self.padding: Padding = options.temporal_padding
-        weights = torch.as_tensor(adjacency, dtype=torch.float32).clone()
-        self.register_buffer("A", weights)
-        self.data_bn = nn.BatchNorm1d(num_channels * weights.shape[-1])
+        super().__init__(options, adjacency, num_channels)
         plans = plan_blocks(options, num_channels)
-        self.blocks = nn.ModuleList(Block(plan, weights, self.padding, is_first=i == 0) for i, plan in enumerate(plans))
+        self.blocks = nn.ModuleList(Block(plan, self.A, self.padding, is_first=i == 0) for i, plan in enumerate(plans))
         self.dropout = nn.Dropout(options.dropout)
         self.fcn = nn.Linear(plans[-1].after, num_classes)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(N, C, T, V, M) -> (N, M, C', T', V): the map whose mean is classified."""
-        clips, people = x.shape[0], x.shape[4]
-        x = normalise_joints(x, self.data_bn).contiguous(memory_format=torch.channels_last)
-        for block in self.blocks:
-            x = block(x)
-        return x.unflatten(0, (clips, people))
-
-    def fold(self) -> FoldedNetwork:
-        """The same network for inference, as plain data."""
-        num_joints = int(self.A.shape[-1])
-        scale, shift = fold_norm(torch.ones(1), torch.zeros(1), self.data_bn)
-        shape = (num_joints, -1)
-        layers: list[Layer] = [AffineLayer("data_bn", (INPUT,), scale=scale.reshape(shape), shift=shift.reshape(shape))]
-        for i, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            layers += block.fold(f"block_{i}", layers[-1].name)
-        return FoldedNetwork(
-            self.data_bn.num_features // num_joints,
-            num_joints,
-            tuple(layers),
-            np.ascontiguousarray(self.fcn.weight.detach().T.numpy()),
-            self.fcn.bias.detach().numpy().copy(),
-            self.padding,
-            only_real_frames=True,
-        )
 
 
 class Block(nn.Module):
