@@ -152,6 +152,8 @@ def test_training_ends_when_validation_stands_still() -> None:
     assert [has_ended(done, best, options) for done in (5, 7, 8, 9)] == [False, False, True, True]
     assert not has_ended(9, None, options) and has_ended(10, None, options)
     assert not has_ended(9, best, TrainSpec(num_epochs=10))
+    options = TrainSpec(num_epochs=20, early_stopping=1, validation_interval=5)
+    assert [has_ended(done, best, options) for done in (5, 6, 9, 10, 11)] == [False, False, False, True, True]
 
 
 def read_rows(folder: Path) -> list[dict[str, str]]:

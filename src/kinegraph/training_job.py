@@ -66,9 +66,12 @@ def find_last_epoch(options: TrainSpec) -> int:
 
 
 def has_ended(epochs_done: int, best: dict[str, Any] | None, options: TrainSpec) -> bool:
-    """Whether training is over: all epochs done, or none of the last train.early_stopping was the best one."""
+    """Whether training is over: all epochs done, or the newest validation is train.early_stopping epochs or more behind
+    the best one.
+    """
     if epochs_done >= find_last_epoch(options):
         return True
     if options.early_stopping == 0 or best is None:
         return False
-    return epochs_done - 1 - best["epoch"] >= options.early_stopping
+    validated = epochs_done // options.validation_interval * options.validation_interval - 1
+    return validated - int(best["epoch"]) >= options.early_stopping
