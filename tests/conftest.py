@@ -3,6 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No test asserts a time: machines are shared
+settings.register_profile("kinegraph", deadline=None)
+settings.load_profile("kinegraph")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
