@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from accuracy_data import SOURCES, SPLITS, Fold, read_recordings
-from accuracy_protocol import Baseline, Contestant, PartOutcome, Plan, Training, add_outcomes, plan_recipe
+from accuracy_protocol import Baseline, Contestant, PartOutcome, Plan, Training, add_outcomes, find_commit, plan_recipe
 from kinegraph.config_source import nest
 from kinegraph.run import format_duration, show_messages
 from kinegraph.storage import append_line, dump_json, lock_folder, make_folder, write_atomically, write_json
@@ -76,18 +76,21 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def find_read(log: list[dict[str, Any]], plan: Plan, seed: int) -> dict[str, Any] | None:
     """The first look at the test part with this data set, recipe and seed."""
     wanted = (plan.dataset, plan.recipe_hash, seed)
-    return next((read for read in log if (read["dataset"], read["recipe_hash"], read["seed"]) == wanted), None)
+    return next((read for read in log if _name_read(read) == wanted and read["test_accuracy"] is not None), None)
+
+
+def _name_read(read: dict[str, Any]) -> tuple[str, str, int]:
+    return read["dataset"], read["recipe_hash"], read["seed"]
 
 
 def count_reads(log: list[dict[str, Any]], dataset: str, recipe: str) -> int:
     """How often the test part was read for a recipe under this name: its seeds together count once, every change of it
-    once more, and so does every repetition."""
-    seeds = Counter(
-        (read["recipe_hash"], read["seed"]) for read in log if (read["dataset"], read["recipe"]) == (dataset, recipe)
-    )
+    once more, and so does every repetition. A read that was begun and not finished counts, too."""
+    own = [read for read in log if (read["dataset"], read["recipe"]) == (dataset, recipe)]
+    finished = Counter(_name_read(read) for read in own if read["test_accuracy"] is not None)
     most: dict[str, int] = {}
-    for (recipe_hash, _), times in seeds.items():
-        most[recipe_hash] = max(most.get(recipe_hash, 0), times)
+    for read in own:
+        most[read["recipe_hash"]] = max(most.get(read["recipe_hash"], 1), finished[_name_read(read)])
     return sum(most.values())
 
 
@@ -100,24 +103,32 @@ def measure_seed(
     found = [contestant.find_tested(fold) for fold in folds]
     tested = [each for each in found if each is not None]
     if read is None and is_final:
+        if all(_name_read(begun) != (plan.dataset, plan.recipe_hash, seed) for begun in read_log(log_path)):
+            log_read(log_path, plan, seed, find_commit(), None)  # before the first fold is looked at
         tested = [contestant.test(fold) for fold in folds]
         total = add_outcomes(tested)
-        read = {
-            "dataset": plan.dataset,
-            "recipe": plan.recipe,
-            "recipe_hash": plan.recipe_hash,
-            "commit": total.commit,
-            "seed": seed,
-            "test_accuracy": compute_percent(total),
-            "date": datetime.now(UTC).date().isoformat(),
-        }
-        append_line(log_path, dump_json(read))
+        read = log_read(log_path, plan, seed, total.commit, compute_percent(total))
     is_complete = read is not None and len(tested) == len(folds)
     return SeedRow(
         compute_percent(validated),
         read["test_accuracy"] if read else None,
         add_outcomes(tested) if is_complete else validated,
     )
+
+
+def log_read(path: Path, plan: Plan, seed: int, commit: str, accuracy: float | None) -> dict[str, Any]:
+    """Note a look at the test part: without an accuracy one that begins."""
+    read = {
+        "dataset": plan.dataset,
+        "recipe": plan.recipe,
+        "recipe_hash": plan.recipe_hash,
+        "commit": commit,
+        "seed": seed,
+        "test_accuracy": accuracy,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    append_line(path, dump_json(read))
+    return read
 
 
 def compute_percent(outcome: PartOutcome) -> float:
@@ -192,7 +203,7 @@ def _format_row(entry: dict[str, Any], log: list[dict[str, Any]]) -> str:
     earlier: dict[str, list[float]] = {}
     for read in log:
         same = (read["dataset"], read["recipe"]) == (entry["dataset"], entry["recipe"])
-        if same and read["recipe_hash"] != entry["recipe_hash"]:
+        if same and read["recipe_hash"] != entry["recipe_hash"] and read["test_accuracy"] is not None:
             earlier.setdefault(read["recipe_hash"], []).append(read["test_accuracy"])
     reads = str(count_reads(log, entry["dataset"], entry["recipe"]))
     if earlier:

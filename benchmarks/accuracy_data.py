@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 import nw_ucla
-from kinegraph.skeleton.layouts import Layout, get_layout
+from kinegraph.skeleton.layouts import get_layout
 from kinegraph.storage import make_folder, write_atomically, write_json
 
 Indices = NDArray[np.int64]
@@ -30,44 +29,20 @@ Form = Literal["raw", "fitted"]
 """raw: as recorded, with zeros after each clip. fitted: as benchmarks/nw_ucla.py prepares clips for ST-GCN: relative to
 the centre joint of the first frame, with zeros or resampled to nw_ucla.NUM_FRAMES."""
 
-PENN_ACTION_LAYOUT: dict[str, Any] = {
-    "name": "penn_action",
-    "joints": ["head"]
-    + [
-        f"{side}_{joint}"
-        for joint in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
-        for side in ("left", "right")
-    ],
-    "edges": [
-        *(["head", "left_shoulder"], ["head", "right_shoulder"]),
-        *(["left_shoulder", "right_shoulder"], ["left_hip", "right_hip"]),
-        *(
-            [f"{side}_{upper}", f"{side}_{lower}"]
-            for side in ("left", "right")
-            for upper, lower in (
-                *(("shoulder", "elbow"), ("elbow", "wrist"), ("shoulder", "hip")),
-                *(("hip", "knee"), ("knee", "ankle")),
-            )
-        ),
-    ],
-    # The only joint in the middle: there is no neck and no hip centre
-    "centre": "head",
-}
-
 
 @dataclass(frozen=True)
 class Source:
     """What is known of a data set without reading it.
 
     num_frames   frames of its longest clip
-    layout       the name of a layout, or the description of one
+    layout       its name
     score_channel  channel of a confidence, or -1
     class_names  in label order
     """
 
     title: str
     num_frames: int
-    layout: str | dict[str, Any]
+    layout: str
     score_channel: int
     class_names: tuple[str, ...]
 
@@ -98,7 +73,7 @@ SOURCES: dict[str, Source] = {
     "penn_action": Source(
         "Penn Action",
         663,
-        PENN_ACTION_LAYOUT,
+        "penn_action",
         2,
         (
             *("baseball_pitch", "baseball_swing", "bench_press", "bowl", "clean_and_jerk", "golf_swing", "jump_rope"),
@@ -133,21 +108,6 @@ def read_recordings(path: Path, source: Source) -> Recordings:
     )
 
 
-def make_layout(source: Source) -> Layout:
-    return get_layout(source.layout) if isinstance(source.layout, str) else Layout.from_dict(source.layout)
-
-
-def name_layout(source: Source, folder: Path) -> str:
-    """What model.graph_layout is set to; a layout that Kinegraph does not know is written into the folder."""
-    if isinstance(source.layout, str):
-        return source.layout
-    path = folder / "layout.yaml"
-    if not path.exists():
-        with write_atomically(make_folder(folder) / path.name, "w") as file:
-            yaml.safe_dump(source.layout, file, sort_keys=False)
-    return str(path)
-
-
 def stack_clips(recordings: Recordings, chosen: Indices, source: Source, form: Form) -> NDArray[np.float32]:
     """The chosen clips as an array (N, C, T, V, 1). See `Form`."""
     num_frames = source.num_frames if form == "raw" else nw_ucla.NUM_FRAMES
@@ -162,7 +122,7 @@ def stack_clips(recordings: Recordings, chosen: Indices, source: Source, form: F
 
 
 def _move_to_centre(frames: NDArray[np.float32], source: Source) -> NDArray[np.float32]:
-    origin = frames[0, make_layout(source).centre].copy()
+    origin = frames[0, get_layout(source.layout).centre].copy()
     if source.score_channel >= 0:
         origin[source.score_channel] = 0
     return frames - origin

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import baseline
 import nw_ucla
-from accuracy_data import SOURCES, Fold, Form, Indices, Recordings, make_layout, name_layout, stack_clips, write_part
+from accuracy_data import SOURCES, Fold, Form, Indices, Recordings, stack_clips, write_part
 from kinegraph.actions import evaluate, train
 from kinegraph.config_source import nest
 from kinegraph.models import Foldable
@@ -33,6 +33,7 @@ from kinegraph.models.late_fusion import LateFusion
 from kinegraph.recipes import find_recipe
 from kinegraph.run_checkpoints import list_checkpoints
 from kinegraph.run_files import BEST_NAME, LATEST_NAME
+from kinegraph.skeleton.layouts import get_layout
 from kinegraph.storage import dump_json, make_folder, write_json
 
 WATCHED = 10
@@ -108,7 +109,7 @@ class Contestant(Protocol):
 def plan_recipe(dataset: str, recipe: str) -> Plan:
     """The values of a recipe on a data set, and their hash. Raises UserError for an unknown recipe."""
     source = SOURCES[dataset]
-    layout = make_layout(source)
+    layout = get_layout(source.layout)
     own: dict[str, Any] = {"reference": REFERENCE, "baseline": {"grid": baseline.GRID}}
     recipe_values = own[recipe] if recipe in own else find_recipe(recipe).values
     has_depth = source.score_channel < 0
@@ -201,7 +202,6 @@ class Training:
         for part, files in parts.items():
             values |= {f"dataset.{part}_dataset.{key}": path for key, path in files.items()}
         return values | {
-            "model.graph_layout": name_layout(self.source, self.data),
             "results_dir": str(make_folder(run)),
             "wandb.enable": False,
             "train.seed": self.seed,
@@ -217,6 +217,7 @@ class Training:
         work = count_multiply_adds(network, channels, num_frames, checkpoint.layout.num_joints)
         work *= self.plan.values.get("input.test_clips", 1)
         parameters = sum(parameter.numel() for parameter in network.parameters())
+        facts = facts | {"device": f"{facts['device']}, {(checkpoint.training or {})['precision']}"}
         outcome = PartOutcome(right, clips, metrics["train_seconds"], parameters, work, **facts)
         write_json(run / "outcome.json", asdict(outcome))
         remove_old_checkpoints(run / "train")
@@ -228,7 +229,7 @@ class Baseline:
 
     def __init__(self, plan: Plan, recordings: Recordings) -> None:
         self.recordings, self.source = recordings, SOURCES[plan.dataset]
-        self.layout = make_layout(self.source)
+        self.layout = get_layout(self.source.layout)
         self.chosen: dict[str, baseline.BaselineOptions] = {}
 
     def validate(self, fold: Fold) -> PartOutcome:

@@ -182,7 +182,8 @@ def test_reference_is_the_first_recipe() -> None:
 
 
 def test_layout_of_penn_action() -> None:
-    layout = accuracy_data.make_layout(SOURCES["penn_action"])
+    """The order of the joints is that of the recordings."""
+    layout = get_layout(SOURCES["penn_action"].layout)
     assert layout.joints[:5] == ("head", "left_shoulder", "right_shoulder", "left_elbow", "right_elbow")
     assert layout.num_joints == 13 and len(layout.symmetric) == 6
 
@@ -203,7 +204,8 @@ def test_one_recipe_from_validation_to_the_test(tiny: list[str], tmp_path: Path)
     assert [(run / "train/metrics.csv").stat().st_mtime_ns for run in runs] == logs
 
     final = measure(tiny, "--final")
-    (read,) = accuracy.read_log(tmp_path / "reads.jsonl")
+    begun, read = accuracy.read_log(tmp_path / "reads.jsonl")
+    assert begun == read | {"test_accuracy": None, "commit": begun["commit"]}
     assert final["test_accuracy"] == [read["test_accuracy"]] and final["val_accuracy"] == entry["val_accuracy"]
     assert read["recipe_hash"] == final["recipe_hash"] and read["seed"] == 1
     right = 0
@@ -225,7 +227,7 @@ def test_a_test_part_is_read_once_and_a_changed_recipe_shows(
     assert measure(tiny, "--final") == first
     (tmp_path / "accuracy.json").unlink()
     assert measure(tiny, "--final")["test_accuracy"] == first["test_accuracy"]
-    assert len(looks) == 2 and len(accuracy.read_log(tmp_path / "reads.jsonl")) == 1
+    assert len(looks) == 2 and len(accuracy.read_log(tmp_path / "reads.jsonl")) == 2
     assert "| tiny |" in (tmp_path / "accuracy.md").read_text()
 
     monkeypatch.setitem(RECIPES, "tiny", Recipe("changed", TINY_VALUES | {"train.optim.lr": 0.02}))
@@ -259,7 +261,9 @@ def make_read(recipe_hash: str, seed: int, recipe: str = "small") -> dict[str, A
 def test_reads_are_counted_by_version_and_repetition(times: dict[tuple[str, int], int]) -> None:
     log = [make_read(version, seed) for (version, seed), count in times.items() for _ in range(count)]
     log += [make_read("a", 1, "balanced"), make_read("a", 1) | {"dataset": "utkinect"}]
-    expected = 0
+    log += [read | {"test_accuracy": None} for read in log]  # each was begun
+    log.append(make_read("d", 1) | {"test_accuracy": None})
+    expected = 1
     for version in "abc":
         expected += max([count for (own, _), count in times.items() if own == version], default=0)
     assert accuracy.count_reads(log, "nw_ucla", "small") == expected
@@ -344,7 +348,7 @@ def test_baseline_goes_through_the_same_command(tiny: list[str], tmp_path: Path)
     entry = measure(tiny, "--final", recipe="baseline")
     assert entry["seeds"] == [1] and entry["test_accuracy"][0] is not None
     assert measure(tiny, "--final", recipe="baseline") == entry
-    assert len(accuracy.read_log(tmp_path / "reads.jsonl")) == 1
+    assert [read["test_accuracy"] is None for read in accuracy.read_log(tmp_path / "reads.jsonl")] == [True, False]
 
 
 def test_tables_in_the_docs_are_the_generated_ones() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from kinegraph.data.missing import find_real
@@ -26,7 +27,7 @@ from kinegraph.explain import (
     load_explainer,
     write_explanations,
 )
-from kinegraph.explain_picture import ExplainedClip, _gather_cells
+from kinegraph.explain_picture import ExplainedClip, _draw_bars, _gather_cells
 from kinegraph.model_description import ModelDescription
 from kinegraph.models import MODELS, build_model
 from kinegraph.models.late_fusion import LateFusion
@@ -357,6 +358,16 @@ def test_a_map_without_joints_says_so(tmp_path: Path) -> None:
     assert arrays["contributions"].shape == (2, 2, 4, 1)
     assert [entry["joints"] for entry in content["clips"]] == ["absent"] * 2
     assert len(list(folder.glob("*.png"))) == 2
+
+
+@pytest.mark.parametrize(("rows", "words"), [(NUM_JOINTS, "sum of the joint"), (1, "sum")])
+def test_bars_are_called_what_they_are(rows: int, words: str) -> None:
+    values = np.random.default_rng(0).standard_normal((1, 5, rows))
+    clips = find_real(make_clips(1, frames=10), 3)
+    axes = Figure().add_subplot()
+    _draw_bars(axes, _gather_cells(ExplainedClip("", clips, LAYOUT, values, np.arange(5.0), 0.0, 0.0)))
+    assert axes.get_xlabel() == words
+    np.testing.assert_allclose([bar.get_width() for bar in axes.patches], values.sum(axis=(0, 1)))
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(0, 3))

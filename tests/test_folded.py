@@ -11,9 +11,16 @@ import torch
 from torch import nn
 
 from kinegraph.models import MODELS, Foldable, build_model, find_network
-from kinegraph.models.folded import INPUT, FoldedNetwork, TemporalConvolutionLayer, TemporalMaximumLayer
+from kinegraph.models.folded import (
+    INPUT,
+    FoldedNetwork,
+    GraphConvolutionLayer,
+    TemporalConvolutionLayer,
+    TemporalMaximumLayer,
+)
 from kinegraph.models.folded_torch import FoldedModel
 from kinegraph.models.layers import mark_real_frames
+from kinegraph.models.mixing_order import mixes_joints_first
 from kinegraph.skeleton.layouts import get_layout
 from kinegraph.spec import ModelSpec
 
@@ -104,3 +111,18 @@ def test_multiply_adds_are_counted_by_hand() -> None:
     assert network.count_multiply_adds(7) == 4 * 5 * 24 + 12
     assert network.find_strides() == {INPUT: 1, "a": 2, "b": 2}
     assert network.count_channels() == {INPUT: 2, "a": 4, "b": 4}
+
+
+@pytest.mark.parametrize(("before", "after"), list(product((1, 2, 7, 64), repeat=2)))
+@pytest.mark.parametrize(("subsets", "joints"), [(1, 3), (3, 17)])
+def test_the_order_of_mixing_is_the_one_with_fewer_products(before: int, after: int, subsets: int, joints: int) -> None:
+    layer = GraphConvolutionLayer(
+        *("a", (INPUT,)),
+        adjacency=np.zeros((subsets, joints, joints), np.float32),
+        weight=np.zeros((subsets, before, after), np.float32),
+        bias=np.zeros((joints, after), np.float32),
+    )
+    channels = subsets * joints * before * after
+    joints_first = subsets * joints**2 * before + channels
+    channels_first = channels + subsets * joints**2 * after
+    assert mixes_joints_first(layer) == (joints_first <= channels_first)

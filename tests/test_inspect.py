@@ -158,6 +158,27 @@ def test_odd_first_frames_are_named(
     assert problem in format_report(report)
 
 
+@pytest.mark.parametrize("block_values", [arrays.BLOCK_VALUES, 300])
+@pytest.mark.parametrize("place", [0, 1, 5])
+@pytest.mark.parametrize("is_depth", [False, True])
+def test_the_whole_file_says_whether_the_last_channel_is_a_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_values: int, place: int, is_depth: bool
+) -> None:
+    """A person is small in one first frame, in the last channel only; just the last clip tells what that holds."""
+    monkeypatch.setattr(
+        "kinegraph.data.inspect.iterate_blocks", lambda array: arrays.iterate_blocks(array, block_values)
+    )
+    random = np.random.default_rng(4)
+    clips = random.uniform(-1, 1, (7, 3, 1, 17, 1)).repeat(12, axis=2)
+    clips[:, :2] *= 0.01
+    clips[:6, 2] = np.abs(clips[:6, 2])
+    clips[place, 2, 0] *= 0.01
+    clips[6, 2] *= 3 if is_depth else 0
+    clips[3, 2] = 0  # nothing is known of the channel there
+    np.save(tmp_path / "a.npy", clips.astype(np.float32))
+    assert inspect_dataset(tmp_path / "a.npy")["odd_first_frames"] == ([place] if is_depth else [])
+
+
 def test_a_bad_trunk_in_a_first_frame_is_odd(tmp_path: Path) -> None:
     """The rest of the person is as always, so that only the layout tells."""
     layout = get_layout("kinect_v1")

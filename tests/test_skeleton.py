@@ -30,6 +30,7 @@ EXPECTED = {
     "mediapipe_pose": (33, 39, 16, "nose"),
     "mediapipe_hand": (21, 21, 0, "wrist"),
     "openpose_25": (25, 24, 11, "neck"),
+    "penn_action": (13, 14, 6, "head"),
 }
 
 # All neighbours of some joints of each layout, by name
@@ -85,6 +86,12 @@ NEIGHBOURS = {
         "neck": "nose hip_centre left_shoulder right_shoulder",
         "left_ankle": "left_knee left_big_toe left_heel",
         "right_small_toe": "right_big_toe",
+    },
+    "penn_action": {
+        "head": "left_shoulder right_shoulder",
+        "left_shoulder": "head right_shoulder left_elbow left_hip",
+        "right_hip": "left_hip right_shoulder right_knee",
+        "right_ankle": "right_knee",
     },
 }
 

@@ -31,11 +31,11 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
     """The temperature, from 0.05 to 20, under which the labels (N,) are likeliest: least mean negative log likelihood
     of softmax(logits / temperature), logits (N, classes).
 
-    One more clip counts, spread over all of them, whose right class is the second choice. So clips that are all
-    answered rightly do not ask for probabilities of 1: of N right answers the next one is expected to be wrong with
-    about 1 / (N + 1), as Platt (1999, section 2.2) does for two classes. Clips whose logits are not finite are left
-    out. 1.0 where nothing can be told: no clips, one class, or logits that are all alike. ValueError for labels that
-    do not fit.
+    One more clip counts, spread over all of them, whose right class is the likeliest of the others. So clips that
+    are all answered rightly do not ask for probabilities of 1: of N right answers the next one is expected to be
+    wrong with about 1 / (N + 1), as Platt (1999, section 2.2) does for two classes. Clips whose logits are not finite
+    are left out. 1.0 where nothing can be told: no clips, one class, or logits that are all alike. ValueError for
+    labels that do not fit.
     """
     values, truth = np.asarray(logits, np.float64), np.asarray(labels)
     if values.ndim != 2 or truth.shape != values.shape[:1]:

@@ -71,8 +71,21 @@ def _check_launch(spec: Spec, world_size: int) -> None:
         raise SpecError(Problem("train.num_nodes", str(options.num_nodes), "1, or a start by torchrun or SLURM", hint))
 
 
-def build_fabric(spec: Spec, devices: Devices) -> Fabric:
-    """Lightning Fabric on these devices."""
+def choose_precision(asked: str, accelerator: str) -> str:
+    """The precision "32" or "bf16" as asked; for "auto" bf16 where the processors multiply it faster than float32.
+
+    Gains are made by GPUs that have it and by CPUs with AVX-512 or AMX instructions for it; others only imitate it.
+    """
+    if asked != "auto":
+        return asked
+    if accelerator == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "32"
+    found = torch.cpu.get_capabilities()
+    return "bf16" if found.get("avx512_bf16") or found.get("amx_bf16") else "32"
+
+
+def build_fabric(devices: Devices, precision: str) -> Fabric:
+    """Lightning Fabric on these devices, in a precision of `choose_precision`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return Fabric(
@@ -80,7 +93,7 @@ def build_fabric(spec: Spec, devices: Devices) -> Fabric:
             devices=devices.ids,
             num_nodes=devices.num_nodes,
             strategy=devices.strategy,
-            precision=PRECISIONS[spec.train.precision],
+            precision=PRECISIONS[precision],
         )
 
 

@@ -159,7 +159,7 @@ def _draw_bars(axes: Any, cells: _Cells) -> None:
     axes.set_yticks([])
     axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("sum of the joint", fontsize=9, color=TEXT)
+    axes.set_xlabel("sum of the joint" if len(sums) > 1 else "sum", fontsize=9, color=TEXT)
 
 
 def _draw_poses(axes: Any, clip: ExplainedClip, cells: _Cells, colors: Any) -> None:

@@ -113,7 +113,7 @@ class _Trainer:
         self.loss = TrainingLoss(train, weights)
         self.teacher = None
         if train.teacher:
-            self.teacher = Teacher(train.teacher, key, job.pipeline, job.label_map, self.fabric.device)
+            self.teacher = Teacher(train.teacher, key, job.pipeline, job.layout, job.label_map, self.fabric.device)
 
     def _load_weights(self, resumed: Checkpoint | None, key: str) -> None:
         if resumed:
@@ -132,6 +132,9 @@ class _Trainer:
                 self.run.warn(f"The head of {path} was trained for other classes ({', '.join(given.class_names)}).")
         if self.average:
             self.average.network.load_state_dict(resumed.state_dict if resumed else self.network.state_dict())
+        for network in (self.network, self.average.network if self.average else None):
+            if isinstance(network, LateFusion) and self.spec.model.fusion_weights:
+                network.set_weights(self.spec.model.fusion_weights)
 
     def _restore(self, training: dict[str, Any], optimizer: torch.optim.Optimizer) -> tuple[Position, Any]:
         options = [
@@ -179,14 +182,14 @@ class _Trainer:
             epoch_started_s = time.monotonic()
             steps_before = self.position.global_step
             learning_rate = self._train_epoch()
-            validates = epoch == last_epoch - 1 or (epoch + 1) % train.validation_interval == 0
-            losses = self._measure_epoch(validates)
+            validates = epoch == last_epoch - 1 or self._is_planned(epoch)
+            losses = self._measure_epoch(epoch, validates)
             now_s = time.monotonic()
             left_s = (now_s - started_s) / (epoch + 1 - first_epoch) * (last_epoch - epoch - 1)
             steps = self.position.global_step - steps_before
             # Before the checkpoint: a kill in between repeats the epoch, and the repetition replaces the row
             self._report(epoch, losses, learning_rate, now_s - epoch_started_s, steps, left_s)
-            self._finish_epoch(epoch, losses, validates)
+            self._finish_epoch(epoch, losses)
             if has_ended(epoch + 1, self.keeper.best, train) and epoch + 1 < last_epoch:
                 self.run.info(f"Stopped early: no gain in {train.early_stopping} epochs (train.early_stopping).")
                 break
@@ -229,7 +232,9 @@ class _Trainer:
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         if train.grad_clip > 0:
-            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=train.grad_clip, error_if_nonfinite=False)
+            # Streams learn as if each were alone, so each has a norm of its own
+            for part in self.network.branches if isinstance(self.network, LateFusion) else [self.network]:
+                nn.utils.clip_grad_norm_(part.parameters(), train.grad_clip)
         self.optimizer.step()
         if self.average:
             self.average.update(self.network, self.position.global_step)
@@ -243,30 +248,34 @@ class _Trainer:
         right = [(answers == labels).sum().item() for labels in (mixed.labels, mixed.others)]
         self.position.totals.add(loss * count, mixed.share * right[0] + (1 - mixed.share) * right[1], count)
 
-    def _measure_epoch(self, validates: bool) -> dict[str, float]:
+    def _measure_epoch(self, epoch: int, validates: bool) -> dict[str, float]:
         losses = self._reduce(self.position.totals).compute_means("train")
-        return losses | self._validate() if validates else losses
+        return losses | self._validate(self._is_planned(epoch)) if validates else losses
 
-    def _finish_epoch(self, epoch: int, losses: dict[str, float], validates: bool) -> None:
+    def _is_planned(self, epoch: int) -> bool:
+        """Whether the epoch ends with a validation anyway. One that only a pause brings chooses nothing: AutoReduce,
+        the best checkpoint and fused streams would go on otherwise than in a run that is not paused.
+        """
+        train = self.spec.train
+        return epoch == train.num_epochs - 1 or (epoch + 1) % train.validation_interval == 0
+
+    def _finish_epoch(self, epoch: int, losses: dict[str, float]) -> None:
         """Save as the interval says, and always the last epoch and the best one."""
         position, train = self.position, self.spec.train
         is_last = epoch == find_last_epoch(train) - 1
-        self.schedule.finish_epoch(self._select_scheduled(epoch, losses))
+        is_planned = self._is_planned(epoch)
+        self.schedule.finish_epoch(
+            losses if is_planned else {name: losses[name] for name in ("train_loss", "train_acc")}
+        )
         self.metrics |= losses
         position.epoch, position.step, position.totals = epoch + 1, 0, Totals()
         done = epoch + 1 if train.checkpoint_interval_unit == "epoch" else position.global_step
         on_interval = done % train.checkpoint_interval == 0 or is_last
-        is_best = validates and self.keeper.note_metrics(losses, epoch, position.global_step, on_interval)
+        is_best = is_planned and self.keeper.note_metrics(losses, epoch, position.global_step, on_interval)
         if on_interval or is_best or has_ended(epoch + 1, self.keeper.best, train):
             self._save(epoch)
 
-    def _select_scheduled(self, epoch: int, losses: dict[str, float]) -> dict[str, float]:
-        """Without the validation that only a pause brought: AutoReduce must not see what an unpaused run does not."""
-        train = self.spec.train
-        planned = epoch == train.num_epochs - 1 or (epoch + 1) % train.validation_interval == 0
-        return losses if planned else {name: value for name, value in losses.items() if not name.startswith("val_")}
-
-    def _validate(self) -> dict[str, float]:
+    def _validate(self, is_planned: bool) -> dict[str, float]:
         network = self.average.network if self.average else self.network
         if self.fabric.world_size > 1:
             for buffer in network.buffers():  # each process has its own statistics of the normalisations
@@ -275,15 +284,14 @@ class _Trainer:
             len(self.val_set), self.spec.dataset.batch_size, self.fabric.global_rank, self.fabric.world_size
         )
         answers = Answers(len(self.val_set))
-        with self.fabric.autocast():
-            batches = zip(self._load_batches(self.val_set, shard.batches), shard.valid_counts, strict=True)
-            totals = measure_network(network, batches, answers)
-        self._fit_answers(network, answers)
+        batches = zip(self._load_batches(self.val_set, shard.batches), shard.valid_counts, strict=True)
+        totals = measure_network(network, batches, answers, self.fabric.autocast)
+        self._fit_answers(network, answers, is_planned)
         return self._reduce(totals).compute_means("val")
 
-    def _fit_answers(self, network: nn.Module, answers: Answers) -> None:
-        given = self.spec.train.temperature
-        temperature = fit_answers(network, *answers.gather(self.fabric), not self.spec.model.fusion_weights)
+    def _fit_answers(self, network: nn.Module, answers: Answers, is_planned: bool) -> None:
+        given, fits_weights = self.spec.train.temperature, is_planned and not self.spec.model.fusion_weights
+        temperature = fit_answers(network, *answers.gather(self.fabric), fits_weights)
         self.temperature = given or temperature
         if isinstance(network, LateFusion) and isinstance(self.network, LateFusion):
             self.network.fusion_weights.copy_(network.fusion_weights)
@@ -335,6 +343,7 @@ class _Trainer:
                 "best": self.keeper.best,
                 "seed": job.seed,
                 "fingerprint": job.fingerprint,
+                "precision": job.precision,
                 "world_size": self.fabric.world_size,
                 **raw,
             },

@@ -12,6 +12,7 @@ from kinegraph.data.pipeline import InputPipeline
 from kinegraph.errors import CheckpointError, DataError, Problem
 from kinegraph.skeleton.layouts import Layout
 from kinegraph.storage import dump_json
+from kinegraph.whole_numbers import check_whole_number
 
 if TYPE_CHECKING:
     from kinegraph.models.checkpoint import Checkpoint
@@ -73,7 +74,7 @@ class ModelDescription:
             for key in ("class_names", "folded", "activation_ranges", "step"):
                 own.pop(key, None)
             description = cls(
-                _check_count(own.pop("num_classes")),
+                check_whole_number(own.pop("num_classes"), "num_classes", 1, MAX_CLASSES),
                 _check_label_map(own.pop("label_map", None)),
                 None if own.get("layout") is None else Layout.from_dict(own["layout"], f"{where}: layout"),
                 None if own.get("pipeline") is None else InputPipeline.from_dict(own["pipeline"], f"{where}: pipeline"),
@@ -86,12 +87,6 @@ class ModelDescription:
                 Problem(where, got, "the entries that Kinegraph writes", "Export it again.")
             ) from None
         return description
-
-
-def _check_count(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_CLASSES:
-        raise ValueError(f"{value!r} classes")
-    return value
 
 
 def _check_label_map(value: Any) -> dict[str, int] | None:

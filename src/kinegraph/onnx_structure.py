@@ -27,7 +27,9 @@ from kinegraph.models.folded import (
     TemporalConvolutionLayer,
     TemporalMaximumLayer,
 )
+from kinegraph.models.mixing_order import mixes_joints_first
 from kinegraph.models.quantization import Quantization
+from kinegraph.whole_numbers import check_whole_number
 
 if TYPE_CHECKING:
     import onnx
@@ -99,11 +101,6 @@ def list_subsets(layer: GraphConvolutionLayer) -> list[str]:
     """identity or matrix for each subset: joints need no mixing where their matrix is the identity."""
     identity = np.eye(layer.adjacency.shape[1], dtype=np.float32)
     return ["identity" if np.array_equal(matrix, identity) else "matrix" for matrix in layer.adjacency]
-
-
-def mixes_joints_first(layer: GraphConvolutionLayer) -> bool:
-    """Whether joints are mixed before channels: that leaves fewer products where channels become more."""
-    return layer.weight.shape[1] <= layer.weight.shape[2]
 
 
 def list_weights(layer: Layer) -> dict[str, Array]:
@@ -189,12 +186,12 @@ def _rebuild_network(proto: onnx.ModelProto, where: str) -> FoldedNetwork | None
         if structure["version"] != STRUCTURE_VERSION or structure["nodes"] != digest_nodes(proto.graph.node):
             return None
         reader = _WeightReader(proto)
-        num_joints = _check_number(structure["num_joints"], "num_joints", MAX_JOINTS)
+        num_joints = check_whole_number(structure["num_joints"], "num_joints", 1, MAX_JOINTS)
         if not 1 <= len(structure["layers"]) <= MAX_LAYERS:
             raise ValueError(f"{len(structure['layers'])} layers")
         layers = tuple(_rebuild_layer(layer, reader, num_joints) for layer in structure["layers"])
         network = FoldedNetwork(
-            _check_number(structure["num_channels"], "num_channels", MAX_ELEMENTS),
+            check_whole_number(structure["num_channels"], "num_channels", 1, MAX_ELEMENTS),
             num_joints,
             layers,
             reader.take(HEAD_WEIGHT, 2),
@@ -266,12 +263,6 @@ class _WeightReader:
         return values
 
 
-def _check_number(value: Any, name: str, largest: int) -> int:
-    if type(value) is not int or not 1 <= value <= largest:
-        raise ValueError(f"{name} is {str(value)[:40]}")
-    return value
-
-
 def _check_choice(value: Any, choices: tuple[Any, ...]) -> Any:
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
         raise ValueError(f"{str(value)[:40]} is none of {choices}")
@@ -296,11 +287,11 @@ def _rebuild_layer(data: Mapping[str, Any], reader: _WeightReader, num_joints: i
             *common,
             weight=np.ascontiguousarray(weight[..., 0].transpose(2, 1, 0)),
             bias=reader.take(f"{name}.bias", 1),
-            stride=_check_number(data["stride"], "stride", MAX_STEP),
-            dilation=_check_number(data["dilation"], "dilation", MAX_STEP),
+            stride=check_whole_number(data["stride"], "stride", 1, MAX_STEP),
+            dilation=check_whole_number(data["dilation"], "dilation", 1, MAX_STEP),
         )
     if kind is TemporalMaximumLayer:
-        size, stride = (_check_number(data[key], key, MAX_STEP) for key in ("size", "stride"))
+        size, stride = (check_whole_number(data[key], key, 1, MAX_STEP) for key in ("size", "stride"))
         return TemporalMaximumLayer(*common, size=size, stride=stride)
     return kind(*common)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from kinegraph.data.arrays import open_array
 from kinegraph.data.checks import DatasetInfo
+from kinegraph.data.input_checks import settle_options
 from kinegraph.data.pipeline import InputPipeline
 from kinegraph.errors import CheckpointError, Problem, SpecError
 from kinegraph.models.checkpoint import Checkpoint, read_checkpoint
@@ -30,9 +31,18 @@ def find_resume_point(spec: Spec, run: Run) -> tuple[Path, Checkpoint] | None:
     """The checkpoint to go on from, or None.
 
     One given by path starts a new folder; once that folder has checkpoints of its own, the newest of them is taken, so
-    that a killed run goes on with the same command. Raises CheckpointError.
+    that a killed run goes on with the same command. Raises CheckpointError, also where nothing is gone on with and
+    the weights of model.pretrained_model_path are of another fusion than the network.
     """
     key = find_encryption_key(spec)
+    found = _find_checkpoint(spec, run, key)
+    path = spec.model.pretrained_model_path
+    if found is None and path:
+        check_same_fusion(read_checkpoint(path, key), spec, path)
+    return found
+
+
+def _find_checkpoint(spec: Spec, run: Run, key: str) -> tuple[Path, Checkpoint] | None:
     if not spec.train.resume_training_checkpoint_path:
         return find_latest(run, key)
     path = Path(spec.train.resume_training_checkpoint_path)
@@ -53,6 +63,45 @@ def find_resume_point(spec: Spec, run: Run) -> tuple[Path, Checkpoint] | None:
         got = "a checkpoint without the state of a training"
         raise CheckpointError(Problem(str(path), got, "one that `kinegraph train` wrote", hint))
     return path, checkpoint
+
+
+def check_same_fusion(checkpoint: Checkpoint, spec: Spec, where: str) -> None:
+    """Refuse to start a late fusion from one network, or the reverse, or from another number of streams.
+
+    Hardly a tensor of the one has its place in the other. Raises CheckpointError.
+    """
+    streams = _list_streams(checkpoint, where)
+    is_late = checkpoint.options.fusion == "late" and len(streams) > 1
+    wants_late = spec.model.fusion == "late" and len(spec.input.streams) > 1
+    if is_late == wants_late and (not is_late or len(streams) == len(spec.input.streams)):
+        return
+    fusion = "late" if is_late else "early"
+    hint = f"Set model.fusion={fusion} and input.streams=[{','.join(streams)}], as in the checkpoint"
+    if is_late and not wants_late:
+        hint += ". Or set train.teacher to this file: that is how one network learns from a late fusion."
+    else:
+        hint += ", or start from a late fusion of as many streams."
+    asked = _describe_fusion(wants_late, list(spec.input.streams))
+    raise CheckpointError(
+        Problem(
+            "model.pretrained_model_path",
+            f"{where}, {_describe_fusion(is_late, streams)}",
+            f"{asked}, as model.fusion and input.streams ask for",
+            hint,
+        )
+    )
+
+
+def _list_streams(checkpoint: Checkpoint, where: str) -> list[str]:
+    if checkpoint.pipeline is None:
+        return list(InputSpec().streams)
+    options = InputPipeline.from_dict(checkpoint.pipeline, f"{where}: input pipeline").options
+    return list((options or InputSpec()).streams)
+
+
+def _describe_fusion(is_late: bool, streams: list[str]) -> str:
+    count = f"{len(streams)} {'stream' if len(streams) == 1 else 'streams'} ({', '.join(streams)})"
+    return f"a late fusion of {count}" if is_late else f"one network for {count}"
 
 
 def make_fingerprint(info: DatasetInfo) -> dict[str, Any]:
@@ -116,14 +165,11 @@ def _compare_pipelines(checkpoint: Checkpoint, pipeline: InputPipeline, where: s
     then = pipeline
     if checkpoint.pipeline is not None:
         then = InputPipeline.from_dict(checkpoint.pipeline, f"{where}: input pipeline")
-    old, new = (asdict(each.options or InputSpec()) for each in (then, pipeline))
-    for options in (old, new):
-        # -1 asks to find out, and a pipeline without steps never needed to
-        options["origin_joint"] = -2 if options["origin_joint"] == -1 else options["origin_joint"]
+    old, new = (settle_options(each.options) for each in (then, pipeline))
     return {f"input.{name}": (old[name], new[name]) for name in new}
 
 
-def announce_resume(path: Path, checkpoint: Checkpoint, spec: Spec, run: Run) -> None:
+def announce_resume(path: Path, checkpoint: Checkpoint, spec: Spec, precision: str, run: Run) -> None:
     """Say where the run goes on, and which changed options the stored state overrules."""
     training = checkpoint.training or {}
     place = f"epoch {training['epoch'] + 1}" + (f", step {training['step'] + 1}" if training["step"] else "")
@@ -131,6 +177,9 @@ def announce_resume(path: Path, checkpoint: Checkpoint, spec: Spec, run: Run) ->
     before = checkpoint.spec["train"]
     if run.is_set("train.seed") and before["seed"] != spec.train.seed:
         run.warn(f"train.seed={spec.train.seed} has no effect: the run goes on with seed {training['seed']}.")
+    then = training.get("precision", precision)
+    if then != precision:
+        run.warn(f"Going on in precision {precision}; before it was {then} (train.precision={then} keeps it).")
     optim = spec.train.optim
     if optim.lr_scheduler == "AutoReduce" and before["optim"]["lr"] != optim.lr:
         run.warn(f"train.optim.lr={optim.lr} has no effect: AutoReduce goes on with its own rate.")

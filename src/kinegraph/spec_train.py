@@ -77,7 +77,9 @@ class TrainSpec:
     gpu_ids: list[int] = option([0], "which GPUs", popular=True)
     num_nodes: int = option(1, "machines, started by torchrun or SLURM", minimum=1, popular=True)
     accelerator: Literal["auto", "cpu", "gpu"] = option("auto", "auto: GPUs if there are any")
-    precision: Literal["32", "bf16"] = option("32", "bf16: mixed precision")
+    precision: Literal["32", "bf16", "auto"] = option(
+        "32", "bf16: mixed precision; auto: bf16 where the processors are faster with it"
+    )
     seed: int = option(1234, "seed of everything random; -1: a new one each time", minimum=-1)
     cudnn: CudnnSpec = group(CudnnSpec, "cuDNN settings")
     num_epochs: int = option(10, "epochs in all, also when resuming", minimum=1, popular=True)

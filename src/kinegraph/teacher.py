@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import torch
 from torch import Tensor
 
+from kinegraph.data.input_checks import settle_options
 from kinegraph.data.pipeline import InputPipeline
 from kinegraph.errors import Problem, SpecError
 from kinegraph.models.checkpoint import build_from_checkpoint, read_checkpoint
+from kinegraph.skeleton.layouts import Layout
 
 PLACE = "train.teacher"
+HINT = "Train the teacher on the same classes and layout, with the same `input` section; only its streams may be fewer."
 
 
 class Teacher:
     """The network of a checkpoint whose input is that of the student: all of its streams, or some of them.
 
-    Raises SpecError for other classes or another input, CheckpointError for a file that cannot be read.
+    Raises SpecError for other classes, another layout or another input, CheckpointError for a file that cannot be read.
     """
 
     def __init__(
-        self, path: str, key: str, pipeline: InputPipeline, label_map: dict[str, int], device: torch.device
+        self,
+        path: str,
+        key: str,
+        pipeline: InputPipeline,
+        layout: Layout,
+        label_map: dict[str, int],
+        device: torch.device,
     ) -> None:
         checkpoint = read_checkpoint(path, key)
         own = pipeline
         if checkpoint.pipeline is not None:
             own = InputPipeline.from_dict(checkpoint.pipeline, f"{path}: input pipeline")
         problems = _compare_inputs(own, pipeline)
-        if checkpoint.label_map is not None and checkpoint.label_map != label_map:
-            problems.append(Problem(PLACE, f"classes {checkpoint.class_names}", f"{sorted(label_map)}"))
+        if checkpoint.layout.to_dict() != layout.to_dict():
+            names = [f"{each.name} ({each.num_joints} joints)" for each in (checkpoint.layout, layout)]
+            problems.append(Problem(f"{PLACE}: model.graph_layout", names[0], f"{names[1]}, joint for joint", HINT))
+        if checkpoint.num_classes != len(label_map):
+            got = f"{checkpoint.num_classes} classes"
+            problems.append(Problem(f"{PLACE}: classes", got, f"{len(label_map)}", HINT))
+        elif checkpoint.label_map not in (None, label_map):
+            problems.append(Problem(f"{PLACE}: dataset.label_map", repr(checkpoint.label_map), repr(label_map), HINT))
         if problems:
             raise SpecError(*problems)
         self.channels = _find_channels(own, pipeline)
@@ -43,25 +56,24 @@ class Teacher:
 
 
 def _compare_inputs(teacher: InputPipeline, student: InputPipeline) -> list[Problem]:
-    hint = "Train the teacher with the same `input` section; only its streams may be fewer."
-    theirs, ours = (asdict(each.options) if each.options else {} for each in (teacher, student))
-    names = sorted((theirs.keys() | ours.keys()) - {"streams", "test_clips"})
+    theirs, ours = (settle_options(each.options) for each in (teacher, student))
     problems = [
-        Problem(f"{PLACE}: input.{name}", repr(theirs.get(name)), repr(ours.get(name)), hint)
-        for name in names
-        if theirs.get(name) != ours.get(name)
+        Problem(f"{PLACE}: input.{name}", repr(theirs[name]), repr(ours[name]), HINT)
+        for name in ours
+        if name not in ("streams", "test_clips") and theirs[name] != ours[name]
     ]
-    missing = [name for name in theirs.get("streams", []) if name not in ours.get("streams", [])]
+    missing = [name for name in theirs["streams"] if name not in ours["streams"]]
     if missing:
         got = f"the streams {', '.join(missing)}"
-        problems.append(Problem(f"{PLACE}: input.streams", got, f"some of {', '.join(ours['streams'])}", hint))
+        problems.append(Problem(f"{PLACE}: input.streams", got, f"some of {', '.join(ours['streams'])}", HINT))
+    if teacher.num_channels != student.num_channels:
+        got, expected = f"{teacher.num_channels} channels", str(student.num_channels)
+        problems.append(Problem(f"{PLACE}: model.input_channels", got, expected, HINT))
     return problems
 
 
 def _find_channels(teacher: InputPipeline, student: InputPipeline) -> list[int]:
     """The channels of the student's input that the teacher takes, in its order."""
-    if teacher.options is None or student.options is None:
-        return list(range(student.output_channels))
+    theirs, ours = (settle_options(each.options)["streams"] for each in (teacher, student))
     size = student.num_channels
-    places = [student.options.streams.index(name) for name in teacher.options.streams]
-    return [place * size + channel for place in places for channel in range(size)]
+    return [ours.index(name) * size + channel for name in theirs for channel in range(size)]

@@ -18,7 +18,7 @@ from kinegraph.config import get_value
 from kinegraph.data.augment import choose_augmentation
 from kinegraph.data.checks import DatasetInfo, check_dataset, infer_classes
 from kinegraph.data.pipeline import InputPipeline, build_pipeline, settle_origin
-from kinegraph.devices import build_fabric, choose_devices
+from kinegraph.devices import build_fabric, choose_devices, choose_precision
 from kinegraph.errors import (
     CheckpointError,
     DataError,
@@ -35,7 +35,7 @@ from kinegraph.run import LOGGER, Result, Run
 from kinegraph.run_checkpoints import list_files, repair_run
 from kinegraph.skeleton.layouts import Layout, get_layout
 from kinegraph.spec import Spec
-from kinegraph.training_job import TrainingJob, has_ended
+from kinegraph.training_job import TrainingJob, find_last_epoch, has_ended
 
 
 def train(spec: Spec, run: Run) -> Result:
@@ -47,6 +47,7 @@ def train(spec: Spec, run: Run) -> Result:
         expected = f"false with {spec.model.model_type}, which knows padding by its zeros"
         raise SpecError(Problem("dataset.random_move", "true", expected, hint))
     devices = choose_devices(spec, run)
+    precision = choose_precision(spec.train.precision, devices.accelerator)
     train_info, val_info, num_classes, label_map = _check_data(spec, run, layout)
     pipeline = _settle_pipeline(pipeline, layout, train_info, run)
     spec = _complete_spec(spec, num_classes, label_map)
@@ -63,7 +64,7 @@ def train(spec: Spec, run: Run) -> Result:
             checkpoint.training["best"] = repair_run(run, path, checkpoint.training["best"])
         if has_ended(checkpoint.training["epoch"], checkpoint.training["best"], spec.train):
             return _report_complete(checkpoint, spec, run)
-        announce_resume(path, checkpoint, spec, run)
+        announce_resume(path, checkpoint, spec, precision, run)
     assert train_info.labels is not None and val_info.labels is not None
     augment, warnings = choose_augmentation(spec.augment, pipeline, label_map, layout.symmetric)
     for message in warnings:
@@ -79,11 +80,12 @@ def train(spec: Spec, run: Run) -> Result:
         val_labels=val_info.labels.labels,
         seed=secrets.randbelow(2**31) if seed < 0 else seed,
         fingerprint=fingerprint,
+        precision=precision,
         resume_path=resumed[0] if resumed else None,
     )
     run.write_experiment(spec)
     _notice_ineffective_options(spec, run)
-    outcome = _launch(build_fabric(spec, devices), job)
+    outcome = _launch(build_fabric(devices, precision), job)
     return Result(outcome["metrics"], list_files(run))
 
 
@@ -140,10 +142,13 @@ def _complete_spec(spec: Spec, num_classes: int, label_map: dict[str, int]) -> S
 
 def _report_complete(checkpoint: Checkpoint, spec: Spec, run: Run) -> Result:
     training = checkpoint.training or {}
-    paused = training["epoch"] < spec.train.num_epochs
+    done, last = training["epoch"], find_last_epoch(spec.train)
+    option = "num_epochs" if last == spec.train.num_epochs else "stop_after_epoch"
+    if done < last:
+        option = "early_stopping"
     run.info(
-        f"Already complete: {run.folder} holds {training['epoch']} of {spec.train.num_epochs} epochs. "
-        f"Raise train.{'stop_after_epoch' if paused else 'num_epochs'} to train on, or choose another results_dir."
+        f"Already complete: {run.folder} holds {done} of {spec.train.num_epochs} epochs. "
+        f"Raise train.{option} to train on, or choose another results_dir."
     )
     metrics = {**checkpoint.metrics, "best": training["best"], "train_seconds": training["seconds"]}
     return Result(metrics, list_files(run))

@@ -27,6 +27,7 @@ class TrainingJob:
     val_labels: Any
     seed: int
     fingerprint: dict[str, Any]
+    precision: str
     resume_path: Path | None
     failure_path: Path | None = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -32,8 +32,9 @@ class Answers:
         """Logits (N, classes) or (streams, N, classes) of the next clips."""
         first = -self.seen % self.stride
         self.seen += len(labels)
-        self.logits.append(logits[..., first :: self.stride, :].float().cpu())
-        self.labels.append(labels[first :: self.stride].cpu())
+        # Copies: a slice would keep all of its batch in memory
+        self.logits.append(logits[..., first :: self.stride, :].float().cpu().clone())
+        self.labels.append(labels[first :: self.stride].cpu().clone())
 
     def gather(self, fabric: Fabric) -> tuple[Tensor, Tensor]:
         """Those of all processes."""
@@ -46,21 +47,25 @@ class Answers:
 
 
 @torch.no_grad()
-def measure_network(network: nn.Module, batches: Iterable[tuple[Batch, int]], answers: Answers) -> Totals:
-    """Sums over the clips that count of each batch; `answers` gets their logits, of fused streams those of each."""
+def measure_network(
+    network: nn.Module, batches: Iterable[tuple[Batch, int]], answers: Answers, autocast: Callable[[], Any]
+) -> Totals:
+    """Sums over the clips that count of each batch; `answers` gets their logits, of fused streams those of each.
+
+    `autocast()` is the context, of a lower precision perhaps, in which the network runs; all else is in float32.
+    """
     network.eval()
     totals = Totals()
     for batch, valid in batches:
         labels = batch.labels[:valid]
-        if isinstance(network, LateFusion):
-            each = network.forward_branches(batch.data)[:, :valid]
-            logits = network.fuse(each)
-        else:
-            logits = each = network(batch.data)[:valid]
+        with autocast():
+            each = network.forward_branches(batch.data) if isinstance(network, LateFusion) else network(batch.data)
+        each = each[..., :valid, :].float()
+        logits = network.fuse(each) if isinstance(network, LateFusion) else each
+        answers.add(each, labels)
         if valid:
             loss = functional.cross_entropy(logits, labels, reduction="sum").item()
             totals.add(loss, (logits.argmax(1) == labels).sum().item(), valid)
-            answers.add(each, labels)
     return totals
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from kinegraph.data.body import Body
@@ -75,6 +75,15 @@ def compare_options(own: InputSpec | None, trained: InputSpec | None, where: str
         before, now = (", ".join(value) if isinstance(value, list) else str(value) for value in values)
         messages.append(f"{where} was trained with input.{name} {before} and this run has {now}: it has to adapt.")
     return messages
+
+
+def settle_options(options: InputSpec | None) -> dict[str, Any]:
+    """The options of a pipeline's input, to compare: defaults where it has no steps."""
+    from kinegraph.spec_input import InputSpec
+
+    settled = asdict(options or InputSpec())
+    # -1 asks to find out, and a pipeline without steps never needed to
+    return settled | {"origin_joint": -2 if settled["origin_joint"] == -1 else settled["origin_joint"]}
 
 
 def read_options(data: Any, where: str) -> InputSpec:

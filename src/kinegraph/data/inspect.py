@@ -52,6 +52,14 @@ class _Scan:
         self.lowest = np.minimum(self.lowest, np.where(is_value, values, np.inf).min(axis=axes))
         self.highest = np.maximum(self.highest, np.where(is_value, values, -np.inf).max(axis=axes))
 
+    def count_coordinates(self) -> int:
+        """All channels, or all but the last of three or more while that looks like a score: never outside 0 to 1.
+
+        Once a block has ruled out a score it stays ruled out.
+        """
+        has_score = len(self.lowest) >= 3 and self.lowest[-1] >= 0 and self.highest[-1] <= 1
+        return len(self.lowest) - int(has_score)
+
 
 @dataclass
 class _Sizes:
@@ -60,24 +68,22 @@ class _Sizes:
     Without `body`, of which a known layout tells, the size is the spread of the joints.
     """
 
+    num_coordinates: int
     body: Body
     first: np.ndarray
     is_seen: np.ndarray
     log_sum: np.ndarray
     count: np.ndarray
-    num_coordinates: int = 0
 
     @classmethod
-    def start(cls, num_clips: int, num_people: int, body: Body | None) -> _Sizes:
+    def start(cls, num_coordinates: int, num_clips: int, num_people: int, body: Body | None) -> _Sizes:
         shape = num_clips, num_people
         body = body or Body(centre=0, bones=(), trunk=((), ()), across=(), symmetric=())
-        return cls(body, np.ones(shape), np.zeros(shape, bool), np.zeros(shape), np.zeros(shape, np.int64))
+        arrays = np.ones(shape), np.zeros(shape, bool), np.zeros(shape), np.zeros(shape, np.int64)
+        return cls(num_coordinates, body, *arrays)
 
-    def add(self, clips: slice, block: np.ndarray) -> None:
+    def add(self, clips: slice, masked: MaskedClips) -> None:
         """Measure in a block (n, C, t, V, M); those of a clip come in their order."""
-        values = np.nan_to_num(cast_to_float32(block), nan=0.0, posinf=0.0, neginf=0.0)
-        self.num_coordinates = self.num_coordinates or _count_coordinates(values)
-        masked = MaskedClips(values, (values != 0).any(axis=1))
         with np.errstate(over="ignore", invalid="ignore"):
             size = measure(masked, self.num_coordinates, InputSpec(), self.body).size  # (n, t, M)
         is_person = masked.is_real.any(axis=2)
@@ -95,11 +101,28 @@ class _Sizes:
         return np.flatnonzero((is_odd & self.is_seen).any(axis=1))
 
 
-def _count_coordinates(values: np.ndarray) -> int:
-    """All channels (n, C, ...), or all but the last of three or more, if that looks like a score."""
-    last = values[:, -1]
-    has_score = values.shape[1] >= 3 and last.min() >= 0 and last.max() <= 1
-    return values.shape[1] - int(has_score)
+def _scan_blocks(array: np.ndarray, body: Body | None) -> tuple[_Scan, np.ndarray]:
+    """The sums over an array (N, C, T, V, M), and the clips whose first frame is odd."""
+    num_clips, num_channels, _, num_joints, num_people = array.shape
+    scan = _Scan(
+        lengths=np.zeros(num_clips, np.int64),
+        is_seen=np.zeros((num_clips, num_people), bool),
+        missing=np.zeros(num_joints, np.int64),
+        lowest=np.full(num_channels, np.inf),
+        highest=np.full(num_channels, -np.inf),
+    )
+    # Whether the last channel is a score only the whole file tells: till then people are measured with and without it
+    counts = {num_channels, scan.count_coordinates()}
+    sizes = {count: _Sizes.start(count, num_clips, num_people, body) for count in counts}
+    for clips, frames, block in iterate_blocks(array):
+        scan.add(clips, frames, block)
+        if scan.count_coordinates() == num_channels:
+            sizes = {num_channels: sizes[num_channels]}
+        values = np.nan_to_num(cast_to_float32(block), nan=0.0, posinf=0.0, neginf=0.0)
+        masked = MaskedClips(values, (values != 0).any(axis=1))
+        for each in sizes.values():
+            each.add(clips, masked)
+    return scan, sizes[scan.count_coordinates()].find_odd()
 
 
 def inspect_dataset(data_path: str | Path, label_path: str | Path | None = None) -> dict[str, Any]:
@@ -111,20 +134,9 @@ def inspect_dataset(data_path: str | Path, label_path: str | Path | None = None)
     """
     labels = read_labels(label_path) if label_path else None
     array = open_array(data_path)
-    num_clips, num_channels, _, num_joints, num_people = array.shape
-    scan = _Scan(
-        lengths=np.zeros(num_clips, np.int64),
-        is_seen=np.zeros((num_clips, num_people), bool),
-        missing=np.zeros(num_joints, np.int64),
-        lowest=np.full(num_channels, np.inf),
-        highest=np.full(num_channels, -np.inf),
-    )
-    layouts = find_layouts(num_joints)
+    layouts = find_layouts(array.shape[3])
     layout = get_layout(layouts[0]) if len(layouts) == 1 else None
-    sizes = _Sizes.start(num_clips, num_people, find_body(layout) if layout else None)
-    for clips, frames, block in iterate_blocks(array):
-        scan.add(clips, frames, block)
-        sizes.add(clips, block)
+    scan, odd = _scan_blocks(array, find_body(layout) if layout else None)
     used = scan.lengths[scan.lengths > 0]
     empty = np.flatnonzero(scan.lengths == 0)
     report: dict[str, Any] = {
@@ -139,7 +151,7 @@ def inspect_dataset(data_path: str | Path, label_path: str | Path | None = None)
             "median": float(np.median(used)) if len(used) else 0.0,
             "max": int(used.max()) if len(used) else 0,
         },
-        "people": np.bincount(scan.is_seen.sum(axis=1), minlength=num_people + 1).tolist(),
+        "people": np.bincount(scan.is_seen.sum(axis=1), minlength=array.shape[4] + 1).tolist(),
         "missing_joints": [float(share) for share in scan.missing / max(1, scan.present_frames)],
         "ranges": [
             {"min": float(low), "max": float(high)} if low <= high else None
@@ -148,7 +160,7 @@ def inspect_dataset(data_path: str | Path, label_path: str | Path | None = None)
         "nan": scan.non_finite.nan,
         "infinite": scan.non_finite.infinite,
         "empty_clips": empty.tolist(),
-        "odd_first_frames": sizes.find_odd().tolist(),
+        "odd_first_frames": odd.tolist(),
     }
     report["joint_names"] = list(layout.joints) if layout else None
     report["problems"] = _find_problems(report, labels, scan, empty)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kinegraph.models.folded import Padding
-from kinegraph.models.layers import skip_frames
+from kinegraph.models.layers import StridedPointwise, skip_frames
 from kinegraph.models.stages import (
     BlockPlan,
     MarkedNetwork,
@@ -173,7 +173,7 @@ class TemporalUnit(nn.Module):
             for dilation in DILATIONS
         )
         self.maximum = nn.MaxPool2d((MAXIMUM_SIZE, 1), (stride, 1), (MAXIMUM_SIZE // 2, 0))
-        self.itself = nn.Conv2d(channels, size, 1, (stride, 1), bias=False)
+        self.itself = StridedPointwise(channels, size, stride)
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor, is_real: Tensor) -> Tensor:

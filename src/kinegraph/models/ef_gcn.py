@@ -27,7 +27,7 @@ from kinegraph.models.folded import (
     SumLayer,
     TemporalConvolutionLayer,
 )
-from kinegraph.models.layers import fold_norm, mix_joints
+from kinegraph.models.layers import StridedPointwise, fold_norm, mix_joints
 from kinegraph.models.stages import scale_channels
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Block(nn.Module):
         self.temporal = nn.Conv2d(after, after, (TEMPORAL_KERNEL, 1), (stride, 1), (zeros, 0), bias=False)
         self.temporal_bn = nn.BatchNorm2d(after)
         keeps_shape = before == after and stride == 1
-        self.shortcut = nn.Identity() if keeps_shape else nn.Conv2d(before, after, 1, (stride, 1), bias=False)
+        self.shortcut = nn.Identity() if keeps_shape else StridedPointwise(before, after, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, T, V) -> (N, C', T', V)."""

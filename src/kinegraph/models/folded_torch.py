@@ -23,6 +23,7 @@ from kinegraph.models.folded import (
     TemporalMaximumLayer,
 )
 from kinegraph.models.layers import mean_over_real_frames, mix_joints
+from kinegraph.models.mixing_order import mixes_joints_first
 
 
 class FoldedModel(nn.Module):
@@ -116,7 +117,7 @@ class _GraphConvolution(nn.Module):
         self.relu = layer.relu
         subsets, before, after = layer.weight.shape
         num_joints = layer.adjacency.shape[1]
-        self.joints_first = before <= after
+        self.joints_first = mixes_joints_first(layer)
         # Rows (w, k) of the product with (V, C) give (w, k * C): the form that the product of channels needs
         mixing = layer.adjacency.transpose(2, 0, 1)  # (w, k, v)
         if self.joints_first:

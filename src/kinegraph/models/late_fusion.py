@@ -41,8 +41,13 @@ class LateFusion(nn.Module):
         super().__init__()
         self.stream_channels = num_channels // num_streams
         self.branches = nn.ModuleList(build(self.stream_channels) for _ in range(num_streams))
-        given = torch.tensor(list(weights) or [1.0] * num_streams, dtype=torch.float32)
-        self.register_buffer("fusion_weights", given / given.sum())
+        self.register_buffer("fusion_weights", torch.empty(num_streams))
+        self.set_weights(weights or [1.0] * num_streams)
+
+    def set_weights(self, weights: Sequence[float]) -> None:
+        """Fix the weights of the streams, scaled to add up to 1."""
+        given = torch.tensor(list(weights), dtype=torch.float32)
+        self.fusion_weights.copy_(given / given.sum())
 
     @property
     def padding(self) -> Padding:
@@ -124,9 +129,13 @@ def _place_stream(network: FoldedNetwork, name: str, first: int, num_channels: i
 def fit_fusion_weights(logits: Tensor, labels: Tensor) -> Tensor:
     """Logits (streams, N, classes) and labels (N,) -> weights (streams,), none below 0, adding up to 1.
 
-    Those of the least mean negative log likelihood of the sum, at the temperature that suits it best.
+    Those of the least mean negative log likelihood of the sum, at the temperature that suits it best. Clips with a
+    logit that is not finite are left out; without any other, all weigh the same.
     """
-    values = logits.double()
+    is_finite = logits.isfinite().all(dim=2).all(dim=0)
+    values, labels = logits[:, is_finite].double(), labels[is_finite]
+    if not len(labels):
+        return torch.full((len(logits),), 1 / len(logits))
     logarithms = torch.zeros(len(logits), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([logarithms], max_iter=200, line_search_fn="strong_wolfe")
 

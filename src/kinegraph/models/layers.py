@@ -15,6 +15,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+class StridedPointwise(nn.Conv2d):
+    """A 1x1 convolution of every stride-th frame: nn.Conv2d, but safe in bfloat16 on a CPU.
+
+    The library that torch computes it with there (oneDNN 3.12) writes beyond its memory in the gradient of the weights
+    if the input has a number of channels that 16 does not divide. Without a stride it does not.
+    """
+
+    def __init__(self, before: int, after: int, stride: int, bias: bool = False) -> None:
+        super().__init__(before, after, 1, (stride, 1), bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, T, V) -> (N, C', ceil(T / stride), V)."""
+        if self.training and torch.is_autocast_enabled(x.device.type):
+            return functional.conv2d(x[:, :, :: self.stride[0]], self.weight, self.bias)
+        return super().forward(x)
+
+
 def mark_real_frames(x: Tensor) -> Tensor:
     """(N, C, T, V, M) -> (N, M, T), true up to the last frame in which a person has a value that is not zero.
 

@@ -26,7 +26,7 @@ from kinegraph.models.folded import (
     TemporalConvolutionLayer,
 )
 from kinegraph.models.frames_first import Columns, convolve_graph, finish_block, is_worthwhile, normalise, order_joints
-from kinegraph.models.layers import fold_norm, weigh_all_frames
+from kinegraph.models.layers import StridedPointwise, fold_norm, weigh_all_frames
 from kinegraph.models.winograd import convolve_over_time
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class Block(nn.Module):
             self.residual = nn.Identity()
         else:
             self.residual = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=(stride, 1)),
+                StridedPointwise(in_channels, out_channels, stride, bias=True),
                 nn.BatchNorm2d(out_channels),
             )
 

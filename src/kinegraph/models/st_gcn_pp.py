@@ -28,7 +28,7 @@ from kinegraph.models.folded import (
     TemporalConvolutionLayer,
     TemporalMaximumLayer,
 )
-from kinegraph.models.layers import fold_norm, mix_joints
+from kinegraph.models.layers import StridedPointwise, fold_norm, mix_joints
 from kinegraph.models.stages import BlockPlan, build_shortcut, plan_blocks
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class TemporalUnit(nn.Module):
             )
             for width, dilation in zip(self.sizes[:-1], DILATIONS, strict=True)
         )
-        self.itself = nn.Conv2d(channels, size, 1, (stride, 1), bias=False)
+        self.itself = StridedPointwise(channels, size, stride)
         self.branches_bn = nn.BatchNorm2d(channels)
         self.mapping = nn.Conv2d(channels, channels, 1, bias=False)
         self.norm = nn.BatchNorm2d(channels)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from kinegraph.errors import Problem, SpecError
-from kinegraph.models.layers import mark_real_frames, mean_over_real_frames, weigh_real_frames
+from kinegraph.models.layers import StridedPointwise, mark_real_frames, mean_over_real_frames, weigh_real_frames
 
 if TYPE_CHECKING:
     from kinegraph.spec import ModelSpec
@@ -86,8 +86,7 @@ def build_shortcut(plan: BlockPlan) -> nn.Module:
     """The way round a block: nothing where the shape stays, else a 1x1 convolution and a normalisation."""
     if plan.before == plan.after and plan.stride == 1:
         return nn.Identity()
-    convolution = nn.Conv2d(plan.before, plan.after, 1, (plan.stride, 1), bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(plan.after))
+    return nn.Sequential(StridedPointwise(plan.before, plan.after, plan.stride), nn.BatchNorm2d(plan.after))
 
 
 def normalise_joints(x: Tensor, norm: nn.Module) -> Tensor:

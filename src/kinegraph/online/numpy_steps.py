@@ -22,6 +22,7 @@ from kinegraph.models.folded import (
     TemporalConvolutionLayer,
     TemporalMaximumLayer,
 )
+from kinegraph.models.mixing_order import mixes_joints_first
 from kinegraph.online.schedule import Schedule, make_schedule, measure_span
 
 Array = NDArray[np.float32]
@@ -137,7 +138,7 @@ def _make_graph_step(layer: GraphConvolutionLayer) -> Step:
     subsets, before, after = layer.weight.shape
     joints = layer.adjacency.shape[1]
     mixing = layer.adjacency.transpose(2, 0, 1)  # (w, k, v)
-    if before <= after:
+    if mixes_joints_first(layer):
         rows = np.ascontiguousarray(mixing.reshape(joints * subsets, joints))
         weight = np.ascontiguousarray(layer.weight.reshape(subsets * before, after))
 

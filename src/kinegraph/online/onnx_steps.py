@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from kinegraph.backends.onnxruntime_backend import open_session
 from kinegraph.errors import CheckpointError, Problem, describe_reason
 from kinegraph.model_description import ModelDescription
+from kinegraph.whole_numbers import check_whole_number
 
 STEP_KEY = "kinegraph.step"
 STEP_VERSION = 1
@@ -51,13 +52,13 @@ class OnnxSteps:
         step = json.loads(metadata[STEP_KEY])
         if step["version"] != STEP_VERSION:
             raise ValueError(f"version {step['version']!r}")
-        self.total_stride = _check_count(step["total_stride"], 1)
-        self.delay_frames = _check_count(step["delay_frames"], 0)
-        self.first_valid_frame = _check_count(step["first_valid_frame"], 0)
+        self.total_stride = check_whole_number(step["total_stride"], "total_stride", 1, MAX_FRAMES)
+        self.delay_frames = check_whole_number(step["delay_frames"], "delay_frames", 0, MAX_FRAMES)
+        self.first_valid_frame = check_whole_number(step["first_valid_frame"], "first_valid_frame", 0, MAX_FRAMES)
         self.states: dict[str, tuple[tuple[int, ...], float]] = {}
         values = 0
         for state in step["states"]:
-            shape = tuple(_check_count(size, 1) for size in state["shape"])
+            shape = tuple(check_whole_number(size, "a size of a state", 1, MAX_FRAMES) for size in state["shape"])
             name = state["input"].removeprefix(STATE)
             if state["input"] != STATE + name or state["output"] != NEW_STATE + name:
                 raise ValueError(f"a state {state['input']!r}")
@@ -91,9 +92,3 @@ class OnnxSteps:
 def is_step_form(metadata: Mapping[str, str]) -> bool:
     """Whether an ONNX file with these metadata is in step form."""
     return STEP_KEY in metadata
-
-
-def _check_count(value: Any, minimum: int) -> int:
-    if type(value) is not int or not minimum <= value <= MAX_FRAMES:
-        raise ValueError(f"{value!r}")
-    return value

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kinegraph.errors import DataError, Problem
+from kinegraph.whole_numbers import check_whole_number
 
 HEADER = "header"
 MAX_STATE_BYTES = 1 << 30
@@ -70,9 +71,7 @@ def state_from_bytes(content: bytes, like: State) -> State:
             _check_entries(archive, like)
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-        phase = json.loads(arrays.pop(HEADER).tobytes())["phase"]
-        if type(phase) is not int or not 0 <= phase < MAX_PHASE:
-            raise ValueError(f"phase {phase!r}")
+        phase = check_whole_number(json.loads(arrays.pop(HEADER).tobytes())["phase"], "phase", 0, MAX_PHASE - 1)
         state = State(phase, arrays)
         if describe(state) != describe(like) or len({len(array) for array in arrays.values()}) != 1:
             raise ValueError("arrays of other names, shapes or types")

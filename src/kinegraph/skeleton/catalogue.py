@@ -108,4 +108,11 @@ DESCRIPTIONS = (
         14-19 19-20 14-21 11-22 22-23 11-24""",
         centre=1,
     ),
+    # Points marked by people (Zhang et al., ICCV 2013). There is no neck and no hip centre: only the head has no side
+    Description(
+        "penn_action",
+        "head both_shoulder both_elbow both_wrist both_hip both_knee both_ankle",
+        "0-1 0-2 1-2 7-8 1-3 3-5 1-7 7-9 9-11 2-4 4-6 2-8 8-10 10-12",
+        centre=0,
+    ),
 )
