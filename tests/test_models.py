@@ -26,7 +26,7 @@ SMALL = {"width": 0.5, "depth": 1}
 CASES = [
     *product(FIRST, LAYOUTS, STRATEGIES),
     *product([name for name in MODELS if name not in FIRST], LAYOUTS, ["spatial_exact"]),
-    *product(["ST-GCN++", "CTR-GCN", "2s-AGCN"], ["coco"], ["uniform", "distance", "spatial"]),
+    *product(["ST-GCN++", "CTR-GCN", "TD-GCN", "2s-AGCN"], ["coco"], ["uniform", "distance", "spatial"]),
 ]
 """All of them for the first two; the others are small, and take every layout and every strategy once."""
 
@@ -69,7 +69,7 @@ def model() -> nn.Module:
 
 
 def test_there_are_as_many_cases_as_expected() -> None:
-    assert len(CASES) == len(set(CASES)) == 2 * 10 * 4 + 4 * 10 + 3 * 3
+    assert len(CASES) == len(set(CASES)) == 2 * 11 * 4 + 5 * 11 + 4 * 3
     assert {name for name, _, _ in CASES} == set(MODELS)
 
 

@@ -27,8 +27,8 @@ from kinegraph.skeleton.graph import build_adjacency
 from kinegraph.skeleton.layouts import LAYOUTS
 from kinegraph.spec import ModelSpec
 
-NETWORKS = ("ST-GCN++", "CTR-GCN", "2s-AGCN", "DD-Net")
-EXACT_WITH_PADDING = ("CTR-GCN", "2s-AGCN", "DD-Net")
+NETWORKS = ("ST-GCN++", "CTR-GCN", "TD-GCN", "2s-AGCN", "DD-Net")
+EXACT_WITH_PADDING = ("CTR-GCN", "TD-GCN", "2s-AGCN", "DD-Net")
 LAYOUT = LAYOUTS["coco"]
 Array = NDArray[np.float64]
 
@@ -295,7 +295,7 @@ def test_padding_and_absent_people_change_nothing(model_type: str, frames: int) 
     assert (model(padded) - model(x)).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("model_type", ["CTR-GCN", "2s-AGCN", "DD-Net"])
+@pytest.mark.parametrize("model_type", EXACT_WITH_PADDING)
 @pytest.mark.parametrize("frames", [1, 5])
 @torch.no_grad()
 def test_who_stands_still_is_not_absent_in_a_late_fusion(model_type: str, frames: int) -> None:
@@ -325,7 +325,7 @@ def test_causal_networks_do_not_look_ahead(model_type: str) -> None:
     assert (after - before).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("model_type", ["CTR-GCN", "2s-AGCN"])
+@pytest.mark.parametrize("model_type", ["CTR-GCN", "TD-GCN", "2s-AGCN"])
 def test_networks_that_look_at_all_frames_refuse_causal_padding(model_type: str) -> None:
     options = replace(ModelSpec(), model_type=model_type, temporal_padding="causal")
     with pytest.raises(SpecError, match=rf"model\.temporal_padding: got causal with {model_type}, expected symmetric"):
@@ -357,7 +357,7 @@ def test_networks_that_cannot_be_folded_are_exported_with_free_axes(model_type: 
 
 def test_shared_graph_starts_as_the_strategy_says() -> None:
     adjacency = torch.from_numpy(build_adjacency(LAYOUT, "spatial"))
-    for model_type in ("ST-GCN++", "CTR-GCN"):
+    for model_type in ("ST-GCN++", "CTR-GCN", "TD-GCN"):
         model = build_model(replace(ModelSpec(), model_type=model_type, depth=1), LAYOUT, 4)
         graphs = [tensor for name, tensor in model.named_parameters() if name.endswith("topology")]
         assert len(graphs) == 3

@@ -54,7 +54,9 @@ class WandbSpec:
 
 @dataclass(config=SPEC_CONFIG)
 class ModelSpec:
-    model_type: Literal["ST-GCN", "EF-GCN", "ST-GCN++", "CTR-GCN", "2s-AGCN", "DD-Net"] = option("ST-GCN", "network")
+    model_type: Literal["ST-GCN", "EF-GCN", "ST-GCN++", "CTR-GCN", "TD-GCN", "2s-AGCN", "DD-Net"] = option(
+        "ST-GCN", "network"
+    )
     pretrained_model_path: str = option("", "checkpoint whose weights training starts from", path="input")
     input_channels: int = option(3, "values per joint: 3 for x, y, z; 2 for x, y", minimum=1)
     dropout: float = option(

@@ -26,6 +26,7 @@ MODELS: dict[str, str] = {
     "EF-GCN": "kinegraph.models.ef_gcn:EFGCN",
     "ST-GCN++": "kinegraph.models.st_gcn_pp:STGCNPP",
     "CTR-GCN": "kinegraph.models.ctr_gcn:CTRGCN",
+    "TD-GCN": "kinegraph.models.td_gcn:TDGCN",
     "2s-AGCN": "kinegraph.models.agcn:AGCN",
     "DD-Net": "kinegraph.models.dd_net:DDNet",
 }

@@ -69,10 +69,17 @@ class CTRGCN(MarkedNetwork):
         self.register_buffer("A", weights)
         self.data_bn = nn.BatchNorm1d(num_channels * weights.shape[-1])
         plans = plan_blocks(options, num_channels)
-        self.blocks = nn.ModuleList(Block(plan, weights, is_first=i == 0) for i, plan in enumerate(plans))
+        self.blocks = nn.ModuleList(
+            Block(plan, self.build_spatial(plan.before, plan.after, weights), is_first=i == 0)
+            for i, plan in enumerate(plans)
+        )
         self.dropout = nn.Dropout(options.dropout)
         self.fcn = nn.Linear(plans[-1].after, num_classes)
         start_convolutions(self)
+
+    def build_spatial(self, before: int, after: int, adjacency: Tensor) -> nn.Module:
+        """The graph convolution of a block: (N, C, T, V), is_real (N, 1, T) -> (N, C', T, V); adjacency (K, V, V)."""
+        return RefinedGraphConvolution(before, after, adjacency)
 
     def forward_features(self, x: Tensor, marked_by: Tensor | None = None) -> Tensor:
         """(N, C, T, V, M) -> (N, M, C', T', V): the map whose mean is classified."""
@@ -89,10 +96,10 @@ class CTRGCN(MarkedNetwork):
 class Block(nn.Module):
     """Graphs refined for each channel, temporal convolutions, and a way round both, which the first block lacks."""
 
-    def __init__(self, plan: BlockPlan, adjacency: Tensor, is_first: bool) -> None:
+    def __init__(self, plan: BlockPlan, spatial: nn.Module, is_first: bool) -> None:
         super().__init__()
         before, after, self.stride = plan.before, plan.after, plan.stride
-        self.spatial = RefinedGraphConvolution(before, after, adjacency)
+        self.spatial = spatial
         self.spatial_bn = nn.BatchNorm2d(after)
         nn.init.constant_(self.spatial_bn.weight, SMALL_SCALE)
         self.spatial_shortcut = build_shortcut(BlockPlan(before, after, 1))
@@ -118,7 +125,7 @@ class RefinedGraphConvolution(nn.Module):
     def __init__(self, before: int, after: int, adjacency: Tensor) -> None:
         super().__init__()
         self.num_subsets = len(adjacency)
-        relations = RELATIONS_OF_INPUT if before <= MOST_INPUT_CHANNELS else max(1, before // REDUCTION)
+        relations = count_relations(before)
         self.topology = nn.Parameter(adjacency.clone())
         self.strength = nn.Parameter(torch.zeros(1))
         self.receivers = nn.Conv1d(before, self.num_subsets * relations, 1)
@@ -128,33 +135,59 @@ class RefinedGraphConvolution(nn.Module):
 
     def forward(self, x: Tensor, is_real: Tensor) -> Tensor:
         """(N, C, T, V), is_real (N, 1, T) -> (N, C', T, V)."""
-        clips, _, frames, joints = x.shape
-        topologies = self.refine(x, is_real)
-        # Channels in the order (C', K): each subset is then a batch of matrices that needs no copy
-        mapped = self.mapping(x).unflatten(1, (-1, self.num_subsets)).flatten(0, 1)  # (N*C', K, T, V)
-        y = torch.bmm(mapped[:, 0], topologies[0].flatten(0, 1))
-        for k in range(1, self.num_subsets):
-            y = torch.baddbmm(y, mapped[:, k], topologies[k].flatten(0, 1))
-        return y.reshape(clips, -1, frames, joints)
-
-    def refine(self, x: Tensor, is_real: Tensor) -> list[Tensor]:
-        """(N, C, T, V), is_real (N, 1, T) -> for each subset (N, C', V, V): what joint v gives to joint w at [v, w]."""
-        joints = x.shape[3]
-        weights = is_real / is_real.sum(dim=2, keepdim=True).clamp(min=1)
         # The mean over frames comes first: maps are linear, so it is the same, and there is far less to map
-        mean = torch.einsum("nctv,nt->ncv", x, weights[:, 0])
-        receivers = self.receivers(mean).unflatten(1, (self.num_subsets, -1))[..., None, :]
-        neighbours = self.neighbours(mean).unflatten(1, (self.num_subsets, -1))[..., None]
-        relations = torch.tanh(receivers - neighbours).flatten(3)  # (N, K, R, V * V)
-        assert self.refinement.bias is not None
-        weight = self.refinement.weight.unflatten(0, (self.num_subsets, -1)).squeeze(3)  # (K, C', R)
-        bias = self.refinement.bias.unflatten(0, (self.num_subsets, -1))  # (K, C')
-        topologies = []
-        for k in range(self.num_subsets):
-            shared = self.topology[k].flatten() + self.strength * bias[k][:, None]  # (C', V * V)
-            refined = shared + torch.matmul(self.strength * weight[k], relations[:, k])
-            topologies.append(refined.unflatten(2, (joints, joints)))
-        return topologies
+        mean = average_frames(x, is_real)
+        relations = relate_joints(self.receivers(mean), self.neighbours(mean), self.num_subsets)
+        topologies = refine_topologies(self.topology, self.strength, self.refinement, relations)
+        return gather_by_channel(self.mapping(x), topologies)
+
+
+def count_relations(before: int) -> int:
+    """How many channels the joints of a map with so many channels are compared by."""
+    return RELATIONS_OF_INPUT if before <= MOST_INPUT_CHANNELS else max(1, before // REDUCTION)
+
+
+def average_frames(x: Tensor, is_real: Tensor) -> Tensor:
+    """(N, C, T, V), is_real (N, 1, T) -> the mean over real frames (N, C, V); zeros where no frame is real."""
+    weights = is_real / is_real.sum(dim=2, keepdim=True).clamp(min=1)
+    return torch.einsum("nctv,nt->ncv", x, weights[:, 0])
+
+
+def relate_joints(receivers: Tensor, neighbours: Tensor, num_subsets: int) -> Tensor:
+    """Both (N, K*R, V) -> tanh(a_w - b_v) (N, K, R, V, V) of receiver w and neighbour v at [v, w]."""
+    a = receivers.unflatten(1, (num_subsets, -1))[..., None, :]
+    b = neighbours.unflatten(1, (num_subsets, -1))[..., None]
+    return torch.tanh(a - b)
+
+
+def refine_topologies(topology: Tensor, strength: Tensor, refinement: nn.Conv1d, relations: Tensor) -> list[Tensor]:
+    """topology (K, V, V), strength (1,), refinement of K groups from R to C' channels, relations (N, K, R, V, V) ->
+    for each subset (N, C', V, V), equation 4: what joint v gives to joint w at [v, w].
+    """
+    num_subsets, joints, _ = topology.shape
+    assert refinement.bias is not None
+    weight = refinement.weight.unflatten(0, (num_subsets, -1)).squeeze(3)  # (K, C', R)
+    bias = refinement.bias.unflatten(0, (num_subsets, -1))  # (K, C')
+    flat = relations.flatten(3)
+    topologies = []
+    for k in range(num_subsets):
+        shared = topology[k].flatten() + strength * bias[k][:, None]  # (C', V * V)
+        refined = shared + torch.matmul(strength * weight[k], flat[:, k])
+        topologies.append(refined.unflatten(2, (joints, joints)))
+    return topologies
+
+
+def gather_by_channel(mapped: Tensor, topologies: list[Tensor]) -> Tensor:
+    """(N, C'*K, T, V) and for each of K subsets (N, C', V, V) -> their products, added up (N, C', T, V).
+
+    Channels are in the order (C', K): each subset is then a batch of matrices that needs no copy.
+    """
+    clips, _, frames, joints = mapped.shape
+    subsets = mapped.unflatten(1, (-1, len(topologies))).flatten(0, 1)  # (N*C', K, T, V)
+    y = torch.bmm(subsets[:, 0], topologies[0].flatten(0, 1))
+    for k in range(1, len(topologies)):
+        y = torch.baddbmm(y, subsets[:, k], topologies[k].flatten(0, 1))
+    return y.reshape(clips, -1, frames, joints)
 
 
 class TemporalUnit(nn.Module):

@@ -112,8 +112,8 @@ def refuse_causal_padding(options: ModelSpec) -> None:
 
 
 def start_convolutions(network: nn.Module) -> None:
-    """Weights of convolutions as CTR-GCN and 2s-AGCN start them: normal, by the channels after (He et al., ICCV 2015,
-    eq. 14), biases zero.
+    """Weights of convolutions as CTR-GCN, TD-GCN and 2s-AGCN start them: normal, by the channels after (He et al.,
+    ICCV 2015, eq. 14), biases zero.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d):
