@@ -37,7 +37,7 @@ _CLIPS: dict[str, Any] = {
     "augment.mirror": 0.5,
     "dataset.batch_size": 16,
     "dataset.num_workers": 0,
-    "train.num_epochs": 150,
+    "train.num_epochs": 60,
     "train.precision": "auto",
     "train.grad_clip": 5.0,
     "train.ema_decay": 0.995,
