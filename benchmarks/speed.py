@@ -183,6 +183,18 @@ def list_training_cases(models: dict[str, str]) -> list[Comparison]:
     return rows
 
 
+def list_precision_cases(models: dict[str, str]) -> list[Comparison]:
+    """A training step in bfloat16 against the same in float32."""
+    return [
+        Comparison(
+            f"training step of EF-GCN, width {width}, bfloat16 against float32",
+            *(Side("recipe_training", {"width": width, "precision": precision}) for precision in ("bf16", "32")),
+            25,
+        )
+        for width in (1, 2)
+    ]
+
+
 def list_augmentation_cases(models: dict[str, str]) -> list[Comparison]:
     arguments = {"batch": 16}
     ours, loop = Side("our_random_move", arguments), Side("loop_random_move", arguments)
@@ -216,6 +228,7 @@ CASES: dict[str, Callable[[dict[str, str]], list[Comparison]]] = {
     "clip": list_clip_cases,
     "online": list_online_cases,
     "training": list_training_cases,
+    "precision": list_precision_cases,
     "augmentation": list_augmentation_cases,
     "start": list_start_cases,
 }

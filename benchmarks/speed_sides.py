@@ -104,14 +104,14 @@ def our_step(model: str, people: int, threads: int) -> Run:
     return run
 
 
-def make_training(model: Any, batch: int, frames: int, joints: int) -> Run:
+def make_training(model: Any, batch: int, frames: int, joints: int, channels: int = 3) -> Run:
     import torch
 
     from reference import st_gcn_original
 
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    clips = torch.from_numpy(make_clips(batch, 3, frames, joints, 1))
+    clips = torch.from_numpy(make_clips(batch, channels, frames, joints, 1))
     labels = torch.arange(batch) % NUM_CLASSES
     return lambda: st_gcn_original.train_step(model, optimizer, clips, labels)
 
@@ -135,6 +135,26 @@ def our_training(batch: int, frames: int, joints: int, threads: int, keeps_memor
     torch.set_num_threads(threads)
     model = build_model(ModelSpec(), LAYOUTS[LAYOUTS_BY_JOINTS[joints]], NUM_CLASSES)
     return make_training(model, batch, frames, joints)
+
+
+def recipe_training(width: float, precision: str, threads: int) -> Run:
+    """A step of the network of the recipes for clips: 16 clips of 48 frames, 20 joints, four streams."""
+    import torch
+
+    from kinegraph.models import build_model
+    from kinegraph.skeleton.layouts import LAYOUTS
+    from kinegraph.spec import ModelSpec
+
+    keep_memory()
+    torch.set_num_threads(threads)
+    model = build_model(ModelSpec(model_type="EF-GCN", width=width), LAYOUTS[LAYOUTS_BY_JOINTS[20]], NUM_CLASSES, 12)
+    step = make_training(model, 16, 48, 20, channels=12)
+
+    def run() -> Any:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            return step()
+
+    return run
 
 
 KEPT = contextlib.ExitStack()
@@ -226,6 +246,7 @@ SIDES: dict[str, Callable[..., Run]] = {
     "our_step": our_step,
     "original_training": original_training,
     "our_training": our_training,
+    "recipe_training": recipe_training,
     "loop_random_move": loop_random_move,
     "our_random_move": our_random_move,
     "start_help": start_help,

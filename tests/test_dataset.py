@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import itertools
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -385,14 +387,30 @@ def test_ranks_share_one_order_in_equal_batches(
         assert single == list(range(len(single)))
 
 
-@given(num_samples=st.integers(1, 60), batch_size=st.integers(1, 12), data=st.data())
+@given(num_samples=st.integers(1, 60), batch_size=st.integers(1, 12), least=st.integers(0, 90), data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_a_resumed_epoch_goes_on_where_it_was(num_samples: int, batch_size: int, data: st.DataObject) -> None:
-    whole = EpochBatchSampler(num_samples, batch_size, seed=1, epoch=4)
+def test_a_resumed_epoch_goes_on_where_it_was(
+    num_samples: int, batch_size: int, least: int, data: st.DataObject
+) -> None:
+    whole = EpochBatchSampler(num_samples, batch_size, seed=1, epoch=4, min_batches=least)
     start = data.draw(st.integers(0, whole.batches_per_epoch))
-    rest = EpochBatchSampler(num_samples, batch_size, seed=1, epoch=4, start_batch=start)
+    rest = EpochBatchSampler(num_samples, batch_size, seed=1, epoch=4, start_batch=start, min_batches=least)
     assert list(rest) == list(whole)[start:] and len(rest) == len(whole) - start
     assert list(rest) == list(rest), "a second pass gives the same batches"
+
+
+@given(num_samples=st.integers(1, 40), batch_size=st.integers(1, 12), least=st.integers(0, 90))
+@settings(max_examples=60, deadline=None)
+def test_epochs_of_several_passes_are_as_many_epochs_of_one(num_samples: int, batch_size: int, least: int) -> None:
+    options: dict[str, Any] = {"num_samples": num_samples, "batch_size": batch_size, "seed": 1}
+    epochs = [EpochBatchSampler(**options, epoch=epoch, min_batches=least) for epoch in range(2)]
+    per_pass = len(EpochBatchSampler(**options))
+    passes = -(-max(least, 1) // per_pass)
+    assert len(epochs[0]) == passes * per_pass
+    plain = [EpochBatchSampler(**options, epoch=number) for number in range(2 * passes)]
+    assert list(itertools.chain(*epochs)) == list(itertools.chain(*plain))
+    numbers = [epoch.find_pass(batch) for epoch in epochs for batch in range(len(epoch))]
+    assert numbers == [number for number in range(2 * passes) for _ in range(per_pass)]
 
 
 def test_the_order_depends_on_seed_and_epoch() -> None:

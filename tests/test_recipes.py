@@ -40,6 +40,7 @@ def test_recipe_trains_from_its_template(name: str, tmp_path: Path, capsys: pyte
         for kind, ending in (("data", "npy"), ("label", "json"))
     ]
     small = ["model.graph_layout=coco", "dataset.batch_size=4", "train.num_epochs=1", "train.accelerator=cpu"]
+    small += ["train.min_epoch_steps=4"] if "train.min_epoch_steps" in RECIPES[name].values else []
     assert main(["train", "-e", str(template), *files, *small, f"results_dir={tmp_path / 'results'}"]) == 0
     capsys.readouterr()
     checkpoint = tmp_path / "results/train/pc_model_latest.pth"

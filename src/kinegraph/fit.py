@@ -84,7 +84,10 @@ class _Trainer:
             *(data.window_size, data.random_choose, data.random_move, job.seed),
             *(job.pipeline, job.augment, job.layout.symmetric),
         )
-        self.num_batches = self._make_sampler(0, 0).batches_per_epoch
+        sampler = self._make_sampler(0, 0)
+        self.num_batches = sampler.batches_per_epoch
+        if sampler.num_passes > 1:
+            self.run.info(f"An epoch takes every clip {sampler.num_passes} times: train.min_epoch_steps.")
         torch.manual_seed(job.seed)
         self.network = build_model(self.spec.model, job.layout, job.num_classes, job.pipeline.output_channels)
         key = find_encryption_key(self.spec)
@@ -155,6 +158,7 @@ class _Trainer:
             seed=self.job.seed,
             epoch=epoch,
             start_batch=start_batch,
+            min_batches=self.spec.train.min_epoch_steps,
             how=self.spec.dataset.shuffle,
             balanced_by=self.job.train_labels if self.spec.dataset.balance == "sampling" else None,
             rank=self.fabric.global_rank,
@@ -204,12 +208,13 @@ class _Trainer:
         position, train = self.position, self.spec.train
         self.model.train()
         learning_rate = train.optim.lr
-        for batch in self._load_batches(self.train_set, self._make_sampler(position.epoch, position.step)):
+        sampler = self._make_sampler(position.epoch, position.step)
+        for batch in self._load_batches(self.train_set, sampler):
             learning_rate = self.schedule.compute_lr(position.epoch, position.step)
             for parameters in self.optimizer.param_groups:
                 parameters["lr"] = learning_rate
             torch.manual_seed(_mix_seed(self.job.seed, position.global_step, self.fabric.global_rank))
-            self._train_step(batch)
+            self._train_step(batch, sampler.find_pass(position.step))
             position.step += 1
             position.global_step += 1
             self.run.progress(position.global_step, find_last_epoch(train) * self.num_batches, "training steps")
@@ -218,9 +223,9 @@ class _Trainer:
                 self._save(position.epoch)
         return learning_rate
 
-    def _train_step(self, batch: Batch) -> None:
+    def _train_step(self, batch: Batch, number_of_pass: int) -> None:
         train = self.spec.train
-        clips = self.augment(batch.data, batch.index, self.position.epoch)
+        clips = self.augment(batch.data, batch.index, number_of_pass)
         mixed = mix_clips(clips, batch.labels, train.mixup)
         logits = self.model(mixed.clips)
         loss = self.loss(logits, mixed, self.teacher.compute(mixed.clips) if self.teacher else None)

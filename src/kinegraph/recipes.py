@@ -38,7 +38,7 @@ _CLIPS: dict[str, Any] = {
     "dataset.batch_size": 16,
     "dataset.num_workers": 0,
     "train.num_epochs": 60,
-    "train.min_steps": 2000,
+    "train.min_epoch_steps": 34,
     "train.precision": "auto",
     "train.grad_clip": 5.0,
     "train.ema_decay": 0.995,

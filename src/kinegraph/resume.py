@@ -149,6 +149,10 @@ def check_same_run(
             checkpoint.spec["dataset"].get("balance", "none"),
             spec.dataset.balance,
         )
+        pairs["train.min_epoch_steps, in the middle of an epoch"] = (
+            checkpoint.spec["train"].get("min_epoch_steps", 0),
+            spec.train.min_epoch_steps,
+        )
         pairs["the number of processes, in the middle of an epoch"] = (training["world_size"], world_size)
     hint = "Choose another results_dir for a new run, or set it back to go on with this one."
     problems = [

@@ -83,8 +83,8 @@ class TrainSpec:
     seed: int = option(1234, "seed of everything random; -1: a new one each time", minimum=-1)
     cudnn: CudnnSpec = group(CudnnSpec, "cuDNN settings")
     num_epochs: int = option(10, "epochs in all, also when resuming", minimum=1, popular=True)
-    min_steps: int = option(
-        0, "more epochs than num_epochs where they would be fewer steps: for small sets", minimum=0, maximum=10**9
+    min_epoch_steps: int = option(
+        0, "an epoch takes every clip as often as so many steps need: for small sets", minimum=0, maximum=10**9
     )
     stop_after_epoch: int = option(
         -1, "pause once so many of num_epochs are done, to go on later with the same result; -1: no pause", minimum=-1

@@ -17,7 +17,6 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from kinegraph.config import get_value
 from kinegraph.data.augment import choose_augmentation
 from kinegraph.data.checks import DatasetInfo, check_dataset, infer_classes
-from kinegraph.data.dataset import EpochBatchSampler
 from kinegraph.data.pipeline import InputPipeline, build_pipeline, settle_origin
 from kinegraph.devices import build_fabric, choose_devices, choose_precision
 from kinegraph.errors import (
@@ -52,8 +51,7 @@ def train(spec: Spec, run: Run) -> Result:
     train_info, val_info, num_classes, label_map = _check_data(spec, run, layout)
     pipeline = _settle_pipeline(pipeline, layout, train_info, run)
     assert train_info.labels is not None and val_info.labels is not None
-    num_epochs = _count_epochs(spec, len(train_info.labels.labels), devices.world_size, run)
-    spec = _complete_spec(spec, num_classes, label_map, num_epochs)
+    spec = _complete_spec(spec, num_classes, label_map)
     run.spec = spec
     fingerprint = {"train": make_fingerprint(train_info), "val": make_fingerprint(val_info)}
     resumed = find_resume_point(spec, run)
@@ -137,22 +135,9 @@ def _settle_pipeline(pipeline: InputPipeline, layout: Layout, info: DatasetInfo,
     return settled
 
 
-def _count_epochs(spec: Spec, num_clips: int, world_size: int, run: Run) -> int:
-    """train.num_epochs, or more where train.min_steps asks for them."""
-    train = spec.train
-    batches = EpochBatchSampler(num_clips, spec.dataset.batch_size, seed=0, world_size=world_size).batches_per_epoch
-    needed = -(-train.min_steps // batches)
-    if needed > train.num_epochs:
-        run.info(
-            f"{needed} epochs of {batches} steps instead of {train.num_epochs}: train.min_steps={train.min_steps}."
-        )
-    return max(needed, train.num_epochs)
-
-
-def _complete_spec(spec: Spec, num_classes: int, label_map: dict[str, int], num_epochs: int) -> Spec:
-    """The effective spec: with the classes that were read from the labels, and as many epochs as are needed."""
-    dataset = replace(spec.dataset, num_classes=num_classes, label_map=label_map)
-    return replace(spec, dataset=dataset, train=replace(spec.train, num_epochs=num_epochs))
+def _complete_spec(spec: Spec, num_classes: int, label_map: dict[str, int]) -> Spec:
+    """The effective spec: with the classes that were read from the labels."""
+    return replace(spec, dataset=replace(spec.dataset, num_classes=num_classes, label_map=label_map))
 
 
 def _report_complete(checkpoint: Checkpoint, spec: Spec, run: Run) -> Result:

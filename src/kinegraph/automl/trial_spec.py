@@ -44,7 +44,6 @@ def build_trial_spec(
         **values,
         "train.results_dir": str(folder),
         "train.num_epochs": num_epochs,
-        "train.min_steps": 0,  # the schedule says how long
         "train.stop_after_epoch": stop_after_epoch if stop_after_epoch < num_epochs else -1,
         "train.best_metric": metric if metric == "val_loss" else "val_acc",
     }

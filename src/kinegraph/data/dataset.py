@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 
 from kinegraph.data.arrays import cast_to_float32, open_array, release_pages
 from kinegraph.data.checks import DatasetInfo, check_dataset, infer_classes
-from kinegraph.data.order import Shuffle, make_order
+from kinegraph.data.order import Order, Shuffle, make_order
 from kinegraph.data.pipeline import InputPipeline
 from kinegraph.errors import DataError, Problem
 
@@ -121,7 +122,8 @@ def _read_clips(array: np.ndarray, index: np.ndarray) -> np.ndarray:
 class EpochBatchSampler:
     """The batches of one epoch as lists of clip numbers, a pure function of the arguments.
 
-    The order is drawn from (seed, epoch), as `how` says (see data/order.py), the same on every rank; with labels
+    An epoch is one pass through the clips, or as many as `min_batches` need. The order of a pass is drawn from
+    (seed, number of the pass), as `how` says (see data/order.py), the same on every rank; with labels
     `balanced_by` all classes come equally often. It is cut
     into global batches of batch_size x world_size clips, and each rank takes its slice of each, so all ranks
     have equally many batches. `drop_last` drops an incomplete global batch, unless it is the only one: a small
@@ -138,6 +140,7 @@ class EpochBatchSampler:
         seed: int,
         epoch: int = 0,
         start_batch: int = 0,
+        min_batches: int = 0,
         shuffle: bool = True,
         how: Shuffle = "full",
         balanced_by: np.ndarray | None = None,
@@ -158,7 +161,9 @@ class EpochBatchSampler:
         self.rank = rank
         self.world_size = world_size
         num_full, rest = divmod(num_samples, batch_size * world_size)
-        self.batches_per_epoch = num_full if drop_last and num_full else num_full + (rest > 0)
+        self.batches_per_pass = num_full if drop_last and num_full else num_full + (rest > 0)
+        self.num_passes = max(-(-min_batches // self.batches_per_pass), 1)
+        self.batches_per_epoch = self.num_passes * self.batches_per_pass
         if not 0 <= start_batch <= self.batches_per_epoch:
             raise ValueError(f"start_batch {start_batch} is outside 0 to {self.batches_per_epoch}")
         self.start_batch = start_batch
@@ -167,16 +172,25 @@ class EpochBatchSampler:
         """Batches that are left, from start_batch on."""
         return self.batches_per_epoch - self.start_batch
 
+    def find_pass(self, batch: int) -> int:
+        """In which pass through the clips, counted from the first epoch on, a batch of this epoch is."""
+        return self.epoch * self.num_passes + batch // self.batches_per_pass
+
     def __iter__(self) -> Iterator[list[int]]:
-        order = make_order(self.num_samples, self.seed, self.epoch, self.shuffle, self.how, self.balanced_by)
+        batches = range(self.start_batch, self.batches_per_epoch)
+        for number, of_pass in itertools.groupby(batches, self.find_pass):
+            order = make_order(self.num_samples, self.seed, number, self.shuffle, self.how, self.balanced_by)
+            for batch in of_pass:
+                yield self._cut(order, batch % self.batches_per_pass)
+
+    def _cut(self, order: Order, batch: int) -> list[int]:
         global_size = self.batch_size * self.world_size
-        for batch in range(self.start_batch, self.batches_per_epoch):
-            clips = order.take(batch * global_size, (batch + 1) * global_size)
-            missing = -len(clips) % self.world_size
-            if missing:
-                clips = np.concatenate([clips, np.resize(order.take(0, missing), missing)])
-            size = len(clips) // self.world_size
-            yield clips[self.rank * size : (self.rank + 1) * size].tolist()
+        clips = order.take(batch * global_size, (batch + 1) * global_size)
+        missing = -len(clips) % self.world_size
+        if missing:
+            clips = np.concatenate([clips, np.resize(order.take(0, missing), missing)])
+        size = len(clips) // self.world_size
+        return clips[self.rank * size : (self.rank + 1) * size].tolist()
 
 
 class EvaluationShard:

@@ -98,6 +98,9 @@ class FileOrder:
         return np.arange(start, min(stop, self.num_samples))
 
 
+Order = FullOrder | BlockOrder | BalancedOrder | FileOrder
+
+
 def make_order(
     num_samples: int,
     seed: int,
@@ -105,8 +108,8 @@ def make_order(
     shuffle: bool,
     how: Shuffle,
     balanced_by: NDArray[np.int64] | None = None,
-) -> FullOrder | BlockOrder | BalancedOrder | FileOrder:
-    """The order of one epoch, as the spec's dataset.shuffle and dataset.balance say."""
+) -> Order:
+    """The order of one pass through the clips, as the spec's dataset.shuffle and dataset.balance say."""
     if not shuffle:
         return FileOrder(num_samples)
     if balanced_by is not None:
