@@ -28,6 +28,7 @@ from kinegraph.models.folded import (
     TemporalConvolutionLayer,
     TemporalMaximumLayer,
 )
+from kinegraph.models.mixing_order import mixes_joints_first
 from kinegraph.onnx_structure import (
     HEAD_BIAS,
     HEAD_WEIGHT,
@@ -35,7 +36,6 @@ from kinegraph.onnx_structure import (
     describe_structure,
     list_subsets,
     list_weights,
-    mixes_joints_first,
 )
 from kinegraph.storage import dump_json
 

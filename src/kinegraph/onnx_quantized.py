@@ -21,6 +21,7 @@ from kinegraph.models.folded import (
     Layer,
     TemporalConvolutionLayer,
 )
+from kinegraph.models.mixing_order import mixes_joints_first
 from kinegraph.models.quantization import Quantization
 from kinegraph.onnx_graph import (
     INPUT_NAME,
@@ -42,7 +43,6 @@ from kinegraph.onnx_structure import (
     STRUCTURE_KEY,
     describe_structure,
     list_weights,
-    mixes_joints_first,
 )
 from kinegraph.storage import dump_json
 

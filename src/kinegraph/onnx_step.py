@@ -32,6 +32,7 @@ from kinegraph.models.folded import (
     TemporalConvolutionLayer,
     TemporalMaximumLayer,
 )
+from kinegraph.models.mixing_order import mixes_joints_first
 from kinegraph.online.onnx_steps import (
     FRAME_NAME,
     IS_NEW_NAME,
@@ -44,7 +45,6 @@ from kinegraph.online.onnx_steps import (
 )
 from kinegraph.online.schedule import Schedule, Timing, make_schedule, measure_span
 from kinegraph.onnx_graph import MIN_OPSET, GraphWriter, add_up, finish, write_head
-from kinegraph.onnx_structure import mixes_joints_first
 from kinegraph.storage import dump_json
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from kinegraph.errors import CheckpointError, Problem
 from kinegraph.models.folded import INPUT, FoldedNetwork, GraphConvolutionLayer
 from kinegraph.models.folded_torch import FoldedModel
+from kinegraph.models.mixing_order import mixes_joints_first
 from kinegraph.models.quantization import Quantization
-from kinegraph.onnx_structure import mixes_joints_first
 
 Array = NDArray[np.float32]
 
