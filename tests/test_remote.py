@@ -42,6 +42,20 @@ def fail(call: Any, *arguments: Any) -> KinegraphError:
     return caught.value
 
 
+@pytest.mark.parametrize("place", ["memory://grows.txt", f"s3://{BUCKET}/grows.txt"])
+def test_a_file_that_is_replaced_while_it_is_read_comes_whole(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote.write_text(place, "short")
+    look = file_systems.Opened.find_info
+
+    def look_and_replace(opened: file_systems.Opened, location: str) -> Any:
+        found = look(opened, location)
+        remote.write_text(location, "much longer")
+        return found
+
+    monkeypatch.setattr(file_systems.Opened, "find_info", look_and_replace)
+    assert remote.read_text(place, limit_bytes=100) == "much longer"
+
+
 @pytest.mark.parametrize("kind", ["local", "memory", "s3"])
 def test_all_kinds_of_locations_answer_alike(kind: str, tmp_path: Path) -> None:
     base = {"local": str(tmp_path / "a"), "memory": f"memory://{tmp_path.name}", "s3": f"s3://{BUCKET}/{tmp_path.name}"}

@@ -181,11 +181,11 @@ import json, os, signal, sys
 from kinegraph.actions import train
 from kinegraph.fit import _Trainer
 original, calls = _Trainer._train_step, []
-def step(self, batch):
+def step(self, *arguments):
     calls.append(1)
     if len(calls) == 6:
         os.kill(os.getpid(), signal.SIGKILL)
-    original(self, batch)
+    original(self, *arguments)
 _Trainer._train_step = step
 train(json.loads(sys.argv[1]))
 """

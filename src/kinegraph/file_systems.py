@@ -81,8 +81,8 @@ class Opened:
             return b""
         if find_scheme(location) in READ_ONLY_SCHEMES:
             return retry(lambda: self._stream(num_bytes), location)
-        end = num_bytes if info["size"] is None else min(num_bytes, info["size"])
-        content: bytes = retry(lambda: self.file_system.cat_file(self.path, start=0, end=end), location)
+        # Not only as many bytes as there were: a file that is replaced meanwhile would come cut off
+        content: bytes = retry(lambda: self.file_system.cat_file(self.path, start=0, end=num_bytes), location)
         return content[:num_bytes]
 
     def _stream(self, num_bytes: int) -> bytes:
