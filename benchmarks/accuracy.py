@@ -23,7 +23,17 @@ from typing import Any
 import torch
 
 from accuracy_data import SOURCES, SPLITS, Fold, read_recordings
-from accuracy_protocol import Baseline, Contestant, PartOutcome, Plan, Training, add_outcomes, find_commit, plan_recipe
+from accuracy_protocol import (
+    Baseline,
+    Contestant,
+    PartOutcome,
+    Plan,
+    Training,
+    add_outcomes,
+    find_commit,
+    list_choices,
+    plan_recipe,
+)
 from kinegraph.config_source import nest
 from kinegraph.run import format_duration, show_messages
 from kinegraph.storage import append_line, dump_json, lock_folder, make_folder, write_atomically, write_json
@@ -63,7 +73,7 @@ PUBLISHED: dict[str, tuple[tuple[str, str, str], ...]] = {
 class SeedRow:
     """Accuracies in percent; `trained` is the final training if there is one, else that of the validation."""
 
-    val_accuracy: float
+    val_accuracy: float | None
     test_accuracy: float | None
     trained: PartOutcome
 
@@ -95,10 +105,16 @@ def count_reads(log: list[dict[str, Any]], dataset: str, recipe: str) -> int:
 
 
 def measure_seed(
-    contestant: Contestant, plan: Plan, folds: list[Fold], seed: int, is_final: bool, log_path: Path
+    contestant: Contestant,
+    plan: Plan,
+    folds: list[Fold],
+    seed: int,
+    is_final: bool,
+    log_path: Path,
+    validates: bool = True,
 ) -> SeedRow:
     """Validation, and with `is_final` the test, unless the log knows its result."""
-    validated = add_outcomes([contestant.validate(fold) for fold in folds])
+    validated = add_outcomes([contestant.validate(fold) for fold in folds]) if validates else None
     read = find_read(read_log(log_path), plan, seed)
     found = [contestant.find_tested(fold) for fold in folds]
     tested = [each for each in found if each is not None]
@@ -109,11 +125,10 @@ def measure_seed(
         total = add_outcomes(tested)
         read = log_read(log_path, plan, seed, total.commit, compute_percent(total))
     is_complete = read is not None and len(tested) == len(folds)
-    return SeedRow(
-        compute_percent(validated),
-        read["test_accuracy"] if read else None,
-        add_outcomes(tested) if is_complete else validated,
-    )
+    trained = add_outcomes(tested) if is_complete else validated
+    if trained is None:
+        raise SystemExit(f"Seed {seed} was tested, but its trainings are not here: leave out --unvalidated.")
+    return SeedRow(compute_percent(validated) if validated else None, read["test_accuracy"] if read else None, trained)
 
 
 def log_read(path: Path, plan: Plan, seed: int, commit: str, accuracy: float | None) -> dict[str, Any]:
@@ -212,7 +227,7 @@ def _format_row(entry: dict[str, Any], log: list[dict[str, Any]]) -> str:
     cells = [
         entry["recipe"],
         _format_spread(entry["test_accuracy"]),
-        _format_spread(entry["val_accuracy"]),
+        _format_spread(entry["val_accuracy"], "not measured"),
         str(len(entry["seeds"])),
         format_count(entry["parameters"]),
         format_count(entry["multiply_adds_per_clip"]),
@@ -223,11 +238,11 @@ def _format_row(entry: dict[str, Any], log: list[dict[str, Any]]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _format_spread(values: list[float | None]) -> str:
+def _format_spread(values: list[float | None], otherwise: str = "not read") -> str:
     """Mean and, of several, (min..max)."""
     known = [value for value in values if value is not None]
     if not known:
-        return "not read"
+        return otherwise
     mean = f"{statistics.mean(known):.1f}"
     return f"{mean} ({min(known):.1f}..{max(known):.1f})" if len(known) > 1 else mean
 
@@ -250,6 +265,8 @@ def write_tables(path: Path, tables: str) -> None:
 def run_benchmark(arguments: argparse.Namespace) -> None:
     """Measure what is not measured yet; after every seed the results and tables are written."""
     plan = plan_recipe(arguments.dataset, arguments.recipe)
+    if arguments.unvalidated and (chosen := list_choices(plan)):
+        raise SystemExit(f"--unvalidated: the validation of {plan.recipe} chooses {', '.join(chosen)}.")
     seeds = [1] if arguments.recipe == "baseline" else arguments.seed_list or list(range(1, arguments.seeds + 1))
     entry = find_entry(read_results(arguments.results), plan)
     waiting = [seed for seed in seeds if not is_measured(entry, seed, arguments.final)]
@@ -262,7 +279,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
         contestant: Contestant = Training(plan, seed, recordings, arguments.runs)
         if arguments.recipe == "baseline":
             contestant = Baseline(plan, recordings)
-        row = measure_seed(contestant, plan, folds, seed, arguments.final, arguments.log)
+        row = measure_seed(contestant, plan, folds, seed, arguments.final, arguments.log, not arguments.unvalidated)
         with lock_folder(arguments.runs, wait_s=60):
             entries = read_results(arguments.results)
             entry = find_entry(entries, plan)
@@ -280,6 +297,9 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="seeds 1 to N; the baseline has one")
     parser.add_argument("--seed-list", type=lambda text: [int(word) for word in text.split(",")], help="such as 1,2,3")
     parser.add_argument("--final", action="store_true", help="train the final models and read the test part")
+    parser.add_argument(
+        "--unvalidated", action="store_true", help="with --final: no validation trainings, where they choose nothing"
+    )
     parser.add_argument("--jobs-threads", type=int, help="CPU threads of a training")
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared/data", help="folder of .npz files")
     parser.add_argument("--runs", type=Path, default=Path.home() / "kinegraph-runs/accuracy")
@@ -289,6 +309,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(words)
     if bool(arguments.dataset) != bool(arguments.recipe):
         parser.error("--dataset and --recipe go together")
+    if arguments.unvalidated and (not arguments.final or arguments.recipe == "baseline"):
+        parser.error("--unvalidated goes with --final and a recipe that is trained")
     return arguments
 
 

@@ -144,6 +144,16 @@ def carry_over(validated: Checkpoint, values: dict[str, Any]) -> dict[str, Any]:
     return fixed
 
 
+def list_choices(plan: Plan) -> list[str]:
+    """What changes answers and is chosen by the validation training of a recipe. A temperature changes none."""
+    chosen = []
+    if plan.values.get("model.fusion") == "late" and not plan.values.get("model.fusion_weights"):
+        chosen.append("the weights of its streams")
+    if plan.values.get("train.early_stopping", 0) > 0:
+        chosen.append("the number of epochs")
+    return chosen
+
+
 class Training:
     """A recipe trained with one seed. All it writes is under `folder`; the same call resumes what was stopped."""
 
@@ -182,7 +192,10 @@ class Training:
             "train": self._write(fold, "train", fold.train),
             "val": self._write(fold, "watched", fold.train[::WATCHED]),
         }
-        values = self._make_values(run, parts) | carry_over(read_checkpoint(validated), self.plan.values)
+        fixed: dict[str, Any] = {}
+        if list_choices(self.plan) or validated.exists():
+            fixed = carry_over(read_checkpoint(validated), self.plan.values)
+        values = self._make_values(run, parts) | fixed
         facts = _note_facts(run)
         result = train(nest(values))
         tested = {f"evaluate.test_dataset.{key}": path for key, path in self._write(fold, "test", fold.test).items()}

@@ -253,6 +253,18 @@ def test_final_training_takes_over_what_validation_chose(tiny: list[str], tmp_pa
         np.testing.assert_allclose(final.state_dict["fusion_weights"], chosen.state_dict["fusion_weights"], rtol=1e-5)
 
 
+def test_without_validation_where_it_chooses_nothing(tiny: list[str], tmp_path: Path) -> None:
+    entry = measure(tiny, "--final", "--unvalidated")
+    assert entry["val_accuracy"] == [None] and 0 <= entry["test_accuracy"][0] <= 100
+    assert not list((tmp_path / "runs").rglob("validation"))
+    assert "| not measured |" in (tmp_path / "accuracy.md").read_text()
+    with pytest.raises(SystemExit):
+        measure(tiny, "--unvalidated")
+    RECIPES["tiny"].values.update({"model.fusion": "late", "train.early_stopping": 1})
+    with pytest.raises(SystemExit, match="chooses the weights of its streams, the number of epochs"):
+        measure(tiny, "--final", "--unvalidated")
+
+
 def make_read(recipe_hash: str, seed: int, recipe: str = "small") -> dict[str, Any]:
     return {"dataset": "nw_ucla", "recipe": recipe, "recipe_hash": recipe_hash, "seed": seed, "test_accuracy": 50.0}
 
