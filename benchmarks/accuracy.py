@@ -286,8 +286,9 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
             others = [each for each in entries if each is not entry]
             write_json(arguments.results, [*others, merge_row(entry, plan, seed, row)])
             write_tables(arguments.document, build_tables(read_results(arguments.results), read_log(arguments.log)))
-        shown = "not read" if row.test_accuracy is None else f"{row.test_accuracy:.2f}"
-        print(f"{plan.dataset}, {plan.recipe}, seed {seed}: validation {row.val_accuracy:.2f}, test {shown}")
+        validated = _format_spread([row.val_accuracy], "not measured")
+        tested = _format_spread([row.test_accuracy])
+        print(f"{plan.dataset}, {plan.recipe}, seed {seed}: validation {validated}, test {tested}")
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
