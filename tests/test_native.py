@@ -278,7 +278,8 @@ def test_spatial_graphs_need_about_two_thirds_of_the_rows() -> None:
         weight = np.zeros((len(adjacency), 1, 1), np.float32)
         layer = GraphConvolutionLayer("g", (INPUT,), adjacency=adjacency, weight=weight, bias=weight[0])
         rows = sum(part.rows * len(part.subsets) for part in plan_graph(layer).parts)
-        assert rows <= 0.72 * adjacency.shape[0] * adjacency.shape[1]
+        share = 0.71 if layout.num_joints > 13 else 28 / 39  # few joints: the diagonal subset is a larger part
+        assert rows <= share * adjacency.shape[0] * adjacency.shape[1]
 
 
 def test_neither_threads_nor_neighbours_in_a_batch_change_a_bit(st_gcn: FoldedNetwork) -> None:

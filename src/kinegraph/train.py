@@ -50,7 +50,6 @@ def train(spec: Spec, run: Run) -> Result:
     precision = choose_precision(spec.train.precision, devices.accelerator)
     train_info, val_info, num_classes, label_map = _check_data(spec, run, layout)
     pipeline = _settle_pipeline(pipeline, layout, train_info, run)
-    assert train_info.labels is not None and val_info.labels is not None
     spec = _complete_spec(spec, num_classes, label_map)
     run.spec = spec
     fingerprint = {"train": make_fingerprint(train_info), "val": make_fingerprint(val_info)}
@@ -66,6 +65,7 @@ def train(spec: Spec, run: Run) -> Result:
         if has_ended(checkpoint.training["epoch"], checkpoint.training["best"], spec.train):
             return _report_complete(checkpoint, spec, run)
         announce_resume(path, checkpoint, spec, precision, run)
+    assert train_info.labels is not None and val_info.labels is not None
     augment, warnings = choose_augmentation(spec.augment, pipeline, label_map, layout.symmetric)
     for message in warnings:
         run.warn(message)
