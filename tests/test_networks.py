@@ -345,6 +345,17 @@ def test_map_averages_to_the_logits(model_type: str) -> None:
         torch.testing.assert_close(cells + model.fcn.bias, model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("model_type", ["ST-GCN", "EF-GCN", *NETWORKS])
+@pytest.mark.parametrize("frames", [1, 4, 8])
+def test_a_batch_of_one_short_clip_trains(model_type: str, frames: int) -> None:
+    model = make_network(model_type).train()
+    model(torch.randn(1, 3, frames, 17, 1)).square().sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert any(gradient.any() for gradient in gradients)
+    assert all(statistic.isfinite().all() for statistic in model.buffers())
+
+
 @pytest.mark.parametrize("model_type", EXACT_WITH_PADDING)
 def test_networks_that_cannot_be_folded_are_exported_with_free_axes(model_type: str) -> None:
     model = make_network(model_type, width=0.125)

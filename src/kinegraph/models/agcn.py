@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kinegraph.models.folded import Padding
-from kinegraph.models.layers import skip_frames
+from kinegraph.models.layers import FrameNorm, skip_frames
 from kinegraph.models.stages import (
     BlockPlan,
     MarkedNetwork,
@@ -62,7 +62,7 @@ class AGCN(MarkedNetwork):
         num_channels = num_channels or options.input_channels
         weights = torch.as_tensor(adjacency, dtype=torch.float32).clone()
         self.register_buffer("A", weights)
-        self.data_bn = nn.BatchNorm1d(num_channels * weights.shape[-1])
+        self.data_bn = FrameNorm(num_channels * weights.shape[-1])
         plans = plan_blocks(options, num_channels)
         self.blocks = nn.ModuleList(Block(plan, weights.shape, is_first=i == 0) for i, plan in enumerate(plans))
         self.dropout = nn.Dropout(options.dropout)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kinegraph.models.folded import INPUT, AffineLayer, FoldedNetwork, Layer, Padding
-from kinegraph.models.layers import fold_norm
+from kinegraph.models.layers import FrameNorm, fold_norm
 from kinegraph.models.stages import PooledNetwork, normalise_joints
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class BlockNetwork(PooledNetwork):
         self.padding: Padding = options.temporal_padding
         weights = torch.as_tensor(adjacency, dtype=torch.float32).clone()
         self.register_buffer("A", weights)
-        self.data_bn = nn.BatchNorm1d(num_channels * weights.shape[-1])
+        self.data_bn = FrameNorm(num_channels * weights.shape[-1])
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, C, T, V, M) -> (N, M, C', T', V): the map whose mean is classified."""

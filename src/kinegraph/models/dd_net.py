@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kinegraph.models.folded import Padding
-from kinegraph.models.layers import skip_frames
+from kinegraph.models.layers import FrameNorm, skip_frames
 from kinegraph.models.stages import MarkedNetwork, mark_frames, scale_channels
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Stream(nn.Module):
 
     def __init__(self, channels: int, filters: int, padding: Padding, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(channels)
+        self.norm = FrameNorm(channels)
         self.wide = Convolution(channels, 2 * filters, 1, padding)
         self.middle = Convolution(2 * filters, filters, KERNEL, padding)
         self.narrow = Convolution(filters, filters, 1, padding)
@@ -178,7 +178,7 @@ class Convolution(nn.Module):
         is_causal = padding == "causal"
         self.missing_zeros = size - 1 if is_causal else 0
         self.convolution = nn.Conv1d(before, after, size, padding=0 if is_causal else size // 2, bias=False)
-        self.norm = nn.BatchNorm1d(after)
+        self.norm = FrameNorm(after)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, T) -> (N, C', T)."""

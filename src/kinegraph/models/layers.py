@@ -32,6 +32,20 @@ class StridedPointwise(nn.Conv2d):
         return super().forward(x)
 
 
+class FrameNorm(nn.BatchNorm1d):
+    """nn.BatchNorm1d over (N, C, T), but one value in each channel is normalised as in inference: it has no variance.
+
+    A last batch of one clip comes to that, where the clip is no longer than what one frame of the map stands for.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, T) -> the same shape."""
+        if self.training and x.shape[0] * x.shape[2] == 1:
+            statistics = (self.running_mean, self.running_var)
+            return functional.batch_norm(x, *statistics, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
 def mark_real_frames(x: Tensor) -> Tensor:
     """(N, C, T, V, M) -> (N, M, T), true up to the last frame in which a person has a value that is not zero.
 

@@ -26,7 +26,7 @@ from kinegraph.models.folded import (
     TemporalConvolutionLayer,
 )
 from kinegraph.models.frames_first import Columns, convolve_graph, finish_block, is_worthwhile, normalise, order_joints
-from kinegraph.models.layers import StridedPointwise, fold_norm, weigh_all_frames
+from kinegraph.models.layers import FrameNorm, StridedPointwise, fold_norm, weigh_all_frames
 from kinegraph.models.winograd import convolve_over_time
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class STGCN(nn.Module):
         weights = torch.as_tensor(adjacency, dtype=torch.float32).clone()
         num_subsets, num_joints, _ = weights.shape
         self.register_buffer("A", weights)
-        self.data_bn = nn.BatchNorm1d(num_channels * num_joints)
+        self.data_bn = FrameNorm(num_channels * num_joints)
         inputs = (num_channels, *CHANNELS)
         self.st_gcn_networks = nn.ModuleList(
             Block(inputs[i], CHANNELS[i], num_subsets, STRIDES[i], options, is_first=i == 0)
