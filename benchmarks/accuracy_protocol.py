@@ -187,14 +187,15 @@ class Training:
         if known:
             return known
         stops_early = self.plan.values.get("train.early_stopping", 0) > 0
-        validated = self.runs / fold.name / "validation/train" / (BEST_NAME if stops_early else LATEST_NAME)
+        validation = self.runs / fold.name / "validation"
         parts = {
             "train": self._write(fold, "train", fold.train),
             "val": self._write(fold, "watched", fold.train[::WATCHED]),
         }
         fixed: dict[str, Any] = {}
-        if list_choices(self.plan) or validated.exists():
-            fixed = carry_over(read_checkpoint(validated), self.plan.values)
+        if list_choices(self.plan) or read_outcome(validation):
+            chosen = validation / "train" / (BEST_NAME if stops_early else LATEST_NAME)
+            fixed = carry_over(read_checkpoint(chosen), self.plan.values)
         values = self._make_values(run, parts) | fixed
         facts = _note_facts(run)
         result = train(nest(values))

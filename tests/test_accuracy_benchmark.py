@@ -254,9 +254,16 @@ def test_final_training_takes_over_what_validation_chose(tiny: list[str], tmp_pa
 
 
 def test_without_validation_where_it_chooses_nothing(tiny: list[str], tmp_path: Path) -> None:
+    runs = tmp_path / "runs/tiny" / plan_recipe("tiny", "tiny").folder_name / "seed_1"
+    unfinished = [
+        runs / fold.name / "validation/train/pc_model_latest.pth" for fold in SPLITS["tiny"](make_recordings())
+    ]
+    for path in unfinished:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"of a training that was stopped")
     entry = measure(tiny, "--final", "--unvalidated")
     assert entry["val_accuracy"] == [None] and 0 <= entry["test_accuracy"][0] <= 100
-    assert not list((tmp_path / "runs").rglob("validation"))
+    assert sorted((tmp_path / "runs").rglob("validation/*/*")) == sorted(unfinished)
     assert "| not measured |" in (tmp_path / "accuracy.md").read_text()
     with pytest.raises(SystemExit):
         measure(tiny, "--unvalidated")

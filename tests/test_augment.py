@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kinegraph.data.augment import (
     AFFINE_DRAWS,
     DROP_DRAWS,
+    TIME_DRAWS,
     add_noise,
     choose_augmentation,
     draw_time,
@@ -252,13 +253,16 @@ def test_noise_is_added_to_what_is_real_only() -> None:
 
 
 def test_speeds_are_as_often_slow_as_fast() -> None:
-    draws = uniform_from_counters(1, 0, np.arange(4000), 2, 1)
-    time = draw_time(AugmentSpec(speed=0.5, time_warp=0.8), np.zeros((4000, 1)), draws)
+    draws = uniform_from_counters(1, 0, np.arange(4000), TIME_DRAWS, 1)
+    time = draw_time(AugmentSpec(speed=0.5, time_warp=2.0), np.zeros((4000, 1)), draws)
     assert 1.49 < time.speed.max() <= 1.5 and 1 / 1.5 <= time.speed.min() < 0.671
     assert abs((time.speed > 1).mean() - 0.5) < 0.05
-    assert 0.79 < time.warp.max() <= 0.8 and -0.8 <= time.warp.min() < -0.79
+    assert time.pace.shape[1] >= 3
+    for pace in time.pace.T:
+        assert 2.95 < pace.max() <= 3 and 1 / 3 <= pace.min() < 1 / 2.95 and abs((pace > 1).mean() - 0.5) < 0.05
+    assert np.abs(np.corrcoef(time.pace.T) - np.eye(time.pace.shape[1])).max() < 0.1, "each part has its own"
     none = draw_time(AugmentSpec(), np.zeros((4000, 1)), draws)
-    assert (none.speed == 1).all() and not none.warp.any()
+    assert (none.speed == 1).all() and (none.pace == 1).all()
 
 
 PIPELINES = {
@@ -296,7 +300,7 @@ def test_without_randomness_training_sees_what_inference_sees(name: str) -> None
         np.testing.assert_allclose(seen.numpy(), pipeline(x), atol=1e-5)
         return
     places = {"uniform": 5, "crop_resize": 2, "contiguous": 1}[PIPELINES[name].sampling]
-    draws = TimeDraws(uniform_from_counters(0, 0, np.arange(4), places, 3), np.ones(4), np.zeros(4))
+    draws = TimeDraws(uniform_from_counters(0, 0, np.arange(4), places, 3), np.ones(4), np.ones((4, 2)))
     expected = pipeline.finish(pipeline.sample(pipeline.normalise(pipeline.clean(x)), draws))
     np.testing.assert_allclose(seen.numpy(), expected, atol=1e-5)
     assert not np.array_equal(seen.numpy(), pipeline(x)[:, :, : seen.shape[2]])

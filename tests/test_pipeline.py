@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from kinegraph.data.body import Body, find_body
 from kinegraph.data.missing import MaskedClips, find_real
 from kinegraph.data.normalise import normalise
 from kinegraph.data.pipeline import InputPipeline, build_pipeline, settle_origin
-from kinegraph.data.sampling import SAMPLINGS, TimeDraws, count_draws, place_frames, read_frames
+from kinegraph.data.sampling import SAMPLINGS, TimeDraws, count_draws, place_frames, read_frames, warp_time
 from kinegraph.errors import DataError, SpecError, UserError
 from kinegraph.skeleton.layouts import LAYOUTS, Layout
 from kinegraph.spec_input import InputSpec
@@ -226,9 +227,11 @@ def test_coordinates_relative_to_the_centre(tmp_path: Path) -> None:
     assert settle_origin(plain, path) is plain
 
 
-def make_draws(options: InputSpec, num_clips: int, seed: int = 0, speed: float = 1.0, warp: float = 0.0) -> TimeDraws:
+def make_draws(
+    options: InputSpec, num_clips: int, seed: int = 0, speed: float = 1.0, pace: Sequence[float] = (1.0, 1.0)
+) -> TimeDraws:
     places = np.random.default_rng(seed).random((num_clips, count_draws(options)))
-    return TimeDraws(places, np.full(num_clips, speed), np.full(num_clips, warp))
+    return TimeDraws(places, np.full(num_clips, speed), np.tile(pace, (num_clips, 1)))
 
 
 @given(
@@ -237,14 +240,14 @@ def make_draws(options: InputSpec, num_clips: int, seed: int = 0, speed: float =
     num_frames=st.integers(1, 30),
     seed=st.integers(0, 99),
     speed=st.floats(0.3, 3),
-    warp=st.floats(-0.95, 0.95),
+    pace=st.lists(st.floats(0.1, 10), min_size=2, max_size=6),
 )
 @settings(max_examples=150, deadline=None)
 def test_random_places_lie_in_the_clip_and_in_order(
-    sampling: str, lengths: list[int], num_frames: int, seed: int, speed: float, warp: float
+    sampling: str, lengths: list[int], num_frames: int, seed: int, speed: float, pace: list[float]
 ) -> None:
     options = InputSpec(sampling=sampling, num_frames=num_frames)
-    draws = make_draws(options, len(lengths), seed, speed, warp)
+    draws = make_draws(options, len(lengths), seed, speed, pace)
     positions, is_inside = place_frames(np.array(lengths), 40, options, draws)
     assert positions.shape == is_inside.shape == (len(lengths), 40 if sampling == "none" else num_frames)
     for row, inside, length in zip(positions, is_inside, lengths, strict=True):
@@ -254,7 +257,7 @@ def test_random_places_lie_in_the_clip_and_in_order(
         assert (np.diff(used) >= -1e-9).all(), "time runs backwards"
         if sampling in ("uniform", "crop_resize") and length:
             assert inside.all()
-        if sampling == "uniform" and warp == 0 and length:
+        if sampling == "uniform" and len(set(pace)) == 1 and length:
             segments = np.floor((np.arange(num_frames)) * length / num_frames)
             assert (used == np.floor(used)).all()
             assert (used >= segments - 1e-9).all()
@@ -305,11 +308,22 @@ def test_contiguous_frames_keep_their_rate() -> None:
 
 def test_a_warped_clip_keeps_its_ends_and_changes_its_speed() -> None:
     options = InputSpec()
-    positions, _ = place_frames(np.array([101]), 101, options, make_draws(options, 1, warp=0.5))
+    positions, _ = place_frames(np.array([101]), 101, options, make_draws(options, 1, pace=(3.0, 1.0)))
     steps = np.diff(positions[0])
     assert positions[0, 0] == 0 and positions[0, -1] == 100
     np.testing.assert_allclose(steps[[0, -1]], [1.495, 0.505])
     np.testing.assert_allclose(np.diff(steps), np.full(99, -0.01))
+
+
+@given(pace=st.lists(st.floats(0.1, 10), min_size=2, max_size=7), scale=st.floats(0.1, 10))
+@settings(max_examples=60, deadline=None)
+def test_warped_time_is_the_integral_of_the_pace(pace: list[float], scale: float) -> None:
+    share = np.linspace(0, 1, 4001)
+    warped = warp_time(share[None], np.array([pace]))[0]
+    speed = np.interp(share, np.linspace(0, 1, len(pace)), pace)
+    passed = np.concatenate([[0.0], np.cumsum((speed[1:] + speed[:-1]) / 2)])
+    np.testing.assert_allclose(warped, passed / passed[-1], atol=1e-4)
+    np.testing.assert_allclose(warp_time(share[None], scale * np.array([pace]))[0], warped, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])

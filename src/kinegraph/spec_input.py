@@ -110,7 +110,11 @@ class AugmentSpec:
         search=SearchRange(0.0, 1.0, when={"input.sampling": ("none", "contiguous")}),
     )
     time_warp: float = option(
-        0.0, "largest change of speed within a clip", minimum=0, maximum=0.95, search=SearchRange(0.0, 0.8)
+        0.0,
+        "largest change of speed of the parts of a clip; 2: from 3 times slower to 3 times faster",
+        minimum=0,
+        maximum=9,
+        search=SearchRange(0.0, 3.0),
     )
     mirror: float = option(
         0.0,

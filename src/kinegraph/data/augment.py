@@ -31,6 +31,8 @@ AFFINE_DRAWS = 16
 """Three angles, scales and shifts, six shears, and whether it is mirrored."""
 DROP_DRAWS = 3
 """For each joint of each person: whether, from where, and how long."""
+TIME_DRAWS = 6
+"""One for the speed of a clip, the others for its parts."""
 SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])")
 
 
@@ -114,9 +116,9 @@ def is_active(augment: AugmentSpec) -> bool:
 
 
 def draw_time(augment: AugmentSpec, places: Draws, draws: Draws) -> TimeDraws:
-    """`draws` (N, 2) -> speed, as likely slower as faster by the same factor, and warp."""
-    speed = (1 + augment.speed) ** (2 * draws[:, 0] - 1)
-    return TimeDraws(places, speed, augment.time_warp * (2 * draws[:, 1] - 1))
+    """`draws` (N, TIME_DRAWS) -> speed, and the pace of its parts, as likely slower as faster by the same factor."""
+    spread = 2 * draws - 1
+    return TimeDraws(places, (1 + augment.speed) ** spread[:, 0], (1 + augment.time_warp) ** spread[:, 1:])
 
 
 def drop_joints(x: Array, probability: float, draws: Draws) -> Array:

@@ -37,7 +37,7 @@ STRENGTHS: dict[str, float] = {
     "joint_drop": 0.25,
     "frame_drop": 0.4,
     "speed": 0.8,
-    "time_warp": 0.8,
+    "time_warp": 3.0,
 }
 """Option of `augment` -> the strength that is shown, strong enough to be seen."""
 NEEDS_DEPTH = ("rotation_x", "rotation_y")
@@ -159,8 +159,9 @@ def _change(name: str, clips: MaskedClips, layout: Layout) -> MaskedClips:
         draws = uniform_from_counters(2, 0, index, data.shape[2], 1)
         return _lose(clips, changes.drop_frames(data, options.frame_drop, draws))
     if name in ("speed", "time_warp"):
-        # The largest amounts: as fast, and as fast at the beginning, as it gets
-        return sample(clips, InputSpec(), changes.draw_time(options, np.zeros((1, 1)), np.ones((1, 2))))
+        # The largest amounts: as fast, and as fast at the beginning and slow at the end, as it gets
+        draws = np.linspace(1, 0, changes.TIME_DRAWS)[None]
+        return sample(clips, InputSpec(), changes.draw_time(options, np.zeros((1, 1)), draws))
     if name == "noise":
         return changes.add_noise(clips, options.noise, normal_from_counters(1, 0, index, data[0].size, 1, data))
     # Scale and shear look like what they are if the axes differ

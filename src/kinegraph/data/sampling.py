@@ -26,12 +26,13 @@ class TimeDraws:
 
     places   (N, draws) in [0, 1): see `count_draws`
     speed    (N,) frames of the clip that pass in one frame; 1: as recorded
-    warp     (N,) the speed goes from 1 + warp to 1 - warp over the clip, |warp| below 1
+    pace     (N, K) above 0: speeds at K places from the beginning to the end of the clip, linear between them; only
+             their ratios matter, as the clip keeps its ends
     """
 
     places: NDArray[np.float64]
     speed: NDArray[np.float64]
-    warp: NDArray[np.float64]
+    pace: NDArray[np.float64]
 
 
 def count_draws(options: InputSpec) -> int:
@@ -46,8 +47,7 @@ def draw_test_clip(options: InputSpec, number: int, num_clips: int) -> TimeDraws
     if number == 0:
         return None
     places = uniform_from_counters(0, number, np.zeros(1, np.int64), count_draws(options), 0)
-    still = np.zeros(num_clips)
-    return TimeDraws(np.repeat(places, num_clips, axis=0), still + 1, still)
+    return TimeDraws(np.repeat(places, num_clips, axis=0), np.ones(num_clips), np.ones((num_clips, 2)))
 
 
 def sample(clips: MaskedClips, options: InputSpec, draws: TimeDraws | None = None) -> MaskedClips:
@@ -70,11 +70,21 @@ def place_frames(
     place = look_up(SAMPLINGS, options.sampling, "input.sampling", SpecError)
     positions, is_inside = place(lengths, num_frames, options, draws)
     last = np.maximum(lengths - 1, 0)[:, None]
-    if draws is not None and draws.warp.any():
-        # Ends stay where they are, and time never runs backwards: the slope is 1 + warp * (1 - 2 * share)
-        share = positions / np.maximum(last, 1)
-        positions = last * (share + draws.warp[:, None] * share * (1 - share))
+    if draws is not None and (draws.pace != draws.pace[:, :1]).any():
+        positions = last * warp_time(np.clip(positions / np.maximum(last, 1), 0, 1), draws.pace)
     return np.clip(positions, 0, last), is_inside & (lengths > 0)[:, None]
+
+
+def warp_time(share: NDArray[np.float64], pace: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N, T) in [0, 1] -> how much of the clip has passed there at a pace (N, K): 0 at 0, 1 at 1, growing."""
+    pieces = pace.shape[1] - 1
+    piece = np.minimum((share * pieces).astype(np.int64), pieces - 1)
+    inside = share * pieces - piece
+    before = np.cumsum(np.pad((pace[:, 1:] + pace[:, :-1]) / 2, ((0, 0), (1, 0))), axis=1)
+    first = np.take_along_axis(pace, piece, axis=1)
+    change = np.take_along_axis(pace, piece + 1, axis=1) - first
+    passed = np.take_along_axis(before, piece, axis=1) + inside * (first + inside * change / 2)
+    return passed / before[:, -1:]
 
 
 def _place_uniform(

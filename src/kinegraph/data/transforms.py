@@ -162,7 +162,7 @@ class TrainingAugmentation:
         if own.sampling == "none" and options.speed == 0 and options.time_warp == 0:
             return clips
         places = self._draw(numbers, epoch, count_draws(own), PLACE_STREAM)
-        draws = changes.draw_time(options, places, self._draw(numbers, epoch, 2, TIME_STREAM))
+        draws = changes.draw_time(options, places, self._draw(numbers, epoch, changes.TIME_DRAWS, TIME_STREAM))
         return pipeline.sample(clips, draws)
 
     def _change(
