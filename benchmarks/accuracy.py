@@ -159,11 +159,13 @@ def find_entry(entries: list[dict[str, Any]], plan: Plan) -> dict[str, Any] | No
     return next((entry for entry in entries if (entry["dataset"], entry["recipe_hash"]) == wanted), None)
 
 
-def is_measured(entry: dict[str, Any] | None, seed: int, is_final: bool) -> bool:
+def is_measured(entry: dict[str, Any] | None, seed: int, is_final: bool, validates: bool = True) -> bool:
     """Whether the results hold all that is asked for."""
     if entry is None or seed not in entry["seeds"]:
         return False
-    return not is_final or entry["test_accuracy"][entry["seeds"].index(seed)] is not None
+    place = entry["seeds"].index(seed)
+    needed = ["val_accuracy"] * validates + ["test_accuracy"] * is_final
+    return all(entry[name][place] is not None for name in needed)
 
 
 def merge_row(entry: dict[str, Any] | None, plan: Plan, seed: int, row: SeedRow) -> dict[str, Any]:
@@ -269,7 +271,8 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
         raise SystemExit(f"--unvalidated: the validation of {plan.recipe} chooses {', '.join(chosen)}.")
     seeds = [1] if arguments.recipe == "baseline" else arguments.seed_list or list(range(1, arguments.seeds + 1))
     entry = find_entry(read_results(arguments.results), plan)
-    waiting = [seed for seed in seeds if not is_measured(entry, seed, arguments.final)]
+    validates = not arguments.unvalidated
+    waiting = [seed for seed in seeds if not is_measured(entry, seed, arguments.final, validates)]
     if not waiting:
         return
     recordings = read_recordings(arguments.data / f"{arguments.dataset}.npz", SOURCES[arguments.dataset])
@@ -279,7 +282,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
         contestant: Contestant = Training(plan, seed, recordings, arguments.runs)
         if arguments.recipe == "baseline":
             contestant = Baseline(plan, recordings)
-        row = measure_seed(contestant, plan, folds, seed, arguments.final, arguments.log, not arguments.unvalidated)
+        row = measure_seed(contestant, plan, folds, seed, arguments.final, arguments.log, validates)
         with lock_folder(arguments.runs, wait_s=60):
             entries = read_results(arguments.results)
             entry = find_entry(entries, plan)

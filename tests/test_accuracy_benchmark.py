@@ -300,6 +300,8 @@ def test_seeds_are_merged_in_order() -> None:
     assert (entry["seeds"], entry["val_accuracy"]) == ([1, 2, 3], [1.0, 2.0, 3.0])
     assert entry["test_accuracy"] == [9.0, 9.0, None]
     assert accuracy.is_measured(entry, 3, False) and not accuracy.is_measured(entry, 3, True)
+    entry = accuracy.merge_row(entry, plan, 4, accuracy.SeedRow(None, 9.0, outcome))
+    assert accuracy.is_measured(entry, 4, True, validates=False) and not accuracy.is_measured(entry, 4, True)
 
 
 def test_multiply_adds_agree_with_a_counted_run() -> None:
