@@ -266,7 +266,7 @@ def write_tables(path: Path, tables: str) -> None:
 
 def run_benchmark(arguments: argparse.Namespace) -> None:
     """Measure what is not measured yet; after every seed the results and tables are written."""
-    plan = plan_recipe(arguments.dataset, arguments.recipe)
+    plan = plan_recipe(arguments.dataset, arguments.recipe, arguments.epochs)
     if arguments.unvalidated and (chosen := list_choices(plan)):
         raise SystemExit(f"--unvalidated: the validation of {plan.recipe} chooses {', '.join(chosen)}.")
     seeds = [1] if arguments.recipe == "baseline" else arguments.seed_list or list(range(1, arguments.seeds + 1))
@@ -304,6 +304,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--unvalidated", action="store_true", help="with --final: no validation trainings, where they choose nothing"
     )
+    parser.add_argument("--epochs", type=int, default=0, help="cut the recipe to so many, as a recipe of its own")
     parser.add_argument("--jobs-threads", type=int, help="CPU threads of a training")
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared/data", help="folder of .npz files")
     parser.add_argument("--runs", type=Path, default=Path.home() / "kinegraph-runs/accuracy")

@@ -106,8 +106,10 @@ class Contestant(Protocol):
     def test(self, fold: Fold) -> PartOutcome: ...
 
 
-def plan_recipe(dataset: str, recipe: str) -> Plan:
-    """The values of a recipe on a data set, and their hash. Raises UserError for an unknown recipe."""
+def plan_recipe(dataset: str, recipe: str, num_epochs: int = 0) -> Plan:
+    """The values of a recipe on a data set, and their hash; with num_epochs cut to so many, under a name that
+    says so. Raises UserError for an unknown recipe.
+    """
     source = SOURCES[dataset]
     layout = get_layout(source.layout)
     own: dict[str, Any] = {"reference": REFERENCE, "baseline": {"grid": baseline.GRID}}
@@ -116,6 +118,9 @@ def plan_recipe(dataset: str, recipe: str) -> Plan:
     left_out = () if has_depth else tuple(key for key in DEPTH_OPTIONS if key in recipe_values)
     form: Form = "fitted" if recipe == "reference" else "raw"
     values = {key: value for key, value in recipe_values.items() if key not in left_out}
+    if num_epochs:
+        values["train.num_epochs"] = num_epochs
+        recipe = f"{recipe}_{num_epochs}_epochs"
     values |= {
         "model.graph_layout": layout.name,
         "model.input_channels": 3,

@@ -253,6 +253,15 @@ def test_final_training_takes_over_what_validation_chose(tiny: list[str], tmp_pa
         np.testing.assert_allclose(final.state_dict["fusion_weights"], chosen.state_dict["fusion_weights"], rtol=1e-5)
 
 
+def test_a_recipe_of_fewer_epochs_is_another_recipe(tiny: list[str], tmp_path: Path) -> None:
+    whole = plan_recipe("tiny", "tiny")
+    assert measure(tiny, "--epochs", "2")["recipe"] == "tiny_2_epochs"
+    cut = plan_recipe("tiny", "tiny", 2)
+    assert cut.values == whole.values | {"train.num_epochs": 2} and cut.recipe_hash != whole.recipe_hash
+    (metrics,) = {path.read_text().count("\n") for path in (tmp_path / "runs").rglob("metrics.csv")}
+    assert metrics == 1 + 2, "a line for each epoch"
+
+
 def test_without_validation_where_it_chooses_nothing(tiny: list[str], tmp_path: Path) -> None:
     runs = tmp_path / "runs/tiny" / plan_recipe("tiny", "tiny").folder_name / "seed_1"
     unfinished = [
