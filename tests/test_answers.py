@@ -205,7 +205,7 @@ def test_answers_are_the_mean_over_the_test_clips(tmp_path: Path, name: str, sam
     total = np.zeros((NUM_CLIPS, 4))
     for number in range(3):
         places = np.tile(uniform_from_counters(0, number, np.array([0]), num_places, 0), (NUM_CLIPS, 1))
-        draws = TimeDraws(places, np.ones(NUM_CLIPS), np.zeros(NUM_CLIPS)) if number else None
+        draws = TimeDraws(places, np.ones(NUM_CLIPS), np.ones((NUM_CLIPS, 2))) if number else None
         x = pipeline.finish(pipeline.sample(pipeline.normalise(pipeline.clean(clips)), draws))
         with torch.no_grad():
             total += torch.softmax(network(torch.from_numpy(x)).double(), dim=1).numpy()
