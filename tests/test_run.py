@@ -343,6 +343,16 @@ def test_progress_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert "clips: 2 of 4" in log
 
 
+def test_the_time_left_does_not_count_what_an_earlier_run_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [1000.0]
+    monkeypatch.setattr(kinegraph.run.time, "monotonic", lambda: now_s[0])
+    with start(tmp_path) as run:
+        for done in (801, 802, 803, 804):
+            run.progress(done, 1000, "steps")
+            now_s[0] += 20.0
+    assert "steps: 804 of 1000, 1 h 5 min left" in (tmp_path / "log.txt").read_text()  # 196 steps of 20 s
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (3900, "1 h 5 min"), (90061, "25 h 1 min")]
 )

@@ -86,7 +86,7 @@ class Run:
         if not self.writes:
             return
         if self._progress is None or self._progress.what != what:
-            self._progress = _Progress(what)
+            self._progress = _Progress(what, done)
         self._progress.show(done, total)
         if done >= total:
             self._progress = None
@@ -123,8 +123,11 @@ class Run:
 
 
 class _Progress:
-    def __init__(self, what: str) -> None:
+    """The time left is told from what is done after the first call: before it lies what an earlier run did."""
+
+    def __init__(self, what: str, first_done: int) -> None:
         self.what = what
+        self.first_done = first_done
         self.started_s = time.monotonic()
         self.shown_s = self.started_s
         self.as_json = find_message_form() == "json"
@@ -138,7 +141,7 @@ class _Progress:
         if done >= total and not self.terminal:
             return
         self.shown_s = now_s
-        left_s = (now_s - self.started_s) / max(done, 1) * (total - done)
+        left_s = (now_s - self.started_s) / max(done - self.first_done, 1) * (total - done)
         text = f"{self.what}: {done} of {total}, {format_duration(left_s)} left"
         if self.as_json:
             event = {"event": "progress", "what": self.what, "done": done, "total": total, "left_s": round(left_s, 3)}
