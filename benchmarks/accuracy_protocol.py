@@ -12,6 +12,7 @@ import json
 import platform
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -106,14 +107,14 @@ class Contestant(Protocol):
     def test(self, fold: Fold) -> PartOutcome: ...
 
 
-def plan_recipe(dataset: str, recipe: str, num_epochs: int = 0) -> Plan:
+def plan_recipe(dataset: str, recipe: str, num_epochs: int = 0, changes: Mapping[str, Any] | None = None) -> Plan:
     """The values of a recipe on a data set, and their hash; with num_epochs cut to so many, under a name that
-    says so. Raises UserError for an unknown recipe.
+    says so. `changes` replace values of the recipe. Raises UserError for an unknown recipe.
     """
     source = SOURCES[dataset]
     layout = get_layout(source.layout)
     own: dict[str, Any] = {"reference": REFERENCE, "baseline": {"grid": baseline.GRID}}
-    recipe_values = own[recipe] if recipe in own else find_recipe(recipe).values
+    recipe_values = (own[recipe] if recipe in own else find_recipe(recipe).values) | dict(changes or {})
     has_depth = source.score_channel < 0
     left_out = () if has_depth else tuple(key for key in DEPTH_OPTIONS if key in recipe_values)
     form: Form = "fitted" if recipe == "reference" else "raw"

@@ -21,6 +21,7 @@ import accuracy  # noqa: E402
 import accuracy_data  # noqa: E402
 import accuracy_protocol  # noqa: E402
 import baseline  # noqa: E402
+import view_folds  # noqa: E402
 from accuracy_data import SOURCES, SPLITS, Recordings, Source  # noqa: E402
 from accuracy_protocol import PartOutcome, plan_recipe  # noqa: E402
 from kinegraph.models import build_model  # noqa: E402
@@ -279,6 +280,37 @@ def test_without_validation_where_it_chooses_nothing(tiny: list[str], tmp_path: 
     RECIPES["tiny"].values.update({"model.fusion": "late", "train.early_stopping": 1})
     with pytest.raises(SystemExit, match="chooses the weights of its streams, the number of epochs"):
         measure(tiny, "--final", "--unvalidated")
+
+
+def test_folds_of_views_train_on_one_and_measure_the_other() -> None:
+    views = np.array([1, 2, 3, 2, 1, 3])
+    one, two = view_folds.split_by_view(views).values()
+    assert (one.fit.tolist(), one.val.tolist(), one.train.tolist()) == ([0, 4], [1, 3], [0, 4])
+    assert (two.fit.tolist(), two.val.tolist()) == ([1, 3], [0, 4])
+    assert not len(one.test) and not len(two.test)
+
+
+def test_a_changed_recipe_on_the_folds_of_views(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = dict(np.load(tmp_path / "tiny.npz"))
+    np.savez(tmp_path / "tiny.npz", **content, view=np.arange(len(content["label"])) % 3 + 1)
+    monkeypatch.setattr(view_folds, "DATASET", "tiny")
+    words = ["--recipe", "tiny", "--data", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    words += ["--results", str(tmp_path / "folds.json")]
+    for changes in ([], ["train.optim.lr=0.02", "train.num_epochs=2"], []):
+        view_folds.main([*words, *changes])
+    rows = json.loads((tmp_path / "folds.json").read_text())
+    assert [(row["changes"], row["fold"]) for row in rows] == [
+        ({"train.optim.lr": 0.02, "train.num_epochs": 2}, "view_1_to_2"),
+        ({"train.optim.lr": 0.02, "train.num_epochs": 2}, "view_2_to_1"),
+        ({}, "view_1_to_2"),
+        ({}, "view_2_to_1"),
+    ]
+    changed = plan_recipe("tiny", "tiny", changes=rows[0]["changes"])
+    assert changed.values["train.optim.lr"] == 0.02 and changed.recipe_hash == rows[0]["recipe_hash"]
+    assert rows[0]["recipe_hash"] == rows[1]["recipe_hash"] != rows[2]["recipe_hash"]
+    assert f"view_2_to_1, seed 1: {rows[3]['accuracy']} %" in capsys.readouterr().out
 
 
 def make_read(recipe_hash: str, seed: int, recipe: str = "small") -> dict[str, Any]:
