@@ -1,6 +1,6 @@
 """Does a model notice actions it was never shown? Classes held out of training, told from known ones by their scores.
 
-    .venv/bin/python benchmarks/open_set.py --data ../shared/data/nw_ucla.npz --recipe balanced
+    .venv/bin/python benchmarks/open_set.py --data ../shared/data/nw_ucla.npz --recipe small
 
 NW-UCLA, views 1 and 2 only: the test view is never read. Each of five folds trains on 8 of the 10 classes with six
 subjects, through the public actions; two further subjects give the validation clips that the temperature is fitted on,
@@ -152,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/nw_ucla.npz"))
     parser.add_argument("--runs", type=Path, default=Path.home() / "kinegraph-runs" / "open_set")
-    parser.add_argument("--recipe", default="balanced")
+    parser.add_argument("--recipe", default="small")
     parser.add_argument("--folds", type=int, nargs="+", default=list(range(NUM_FOLDS)), choices=range(NUM_FOLDS))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--epochs", type=int, help="fewer than the recipe's, to try it out; not for the result file")

@@ -70,8 +70,8 @@ RECIPES: dict[str, Recipe] = {
         },
     ),
     "balanced": Recipe(
-        "whole clips, one wider network for all streams, 1.3M parameters: some thousand clips and more, or where one "
-        "network is wanted, to distil or to change",
+        "whole clips, one wider network for all streams, 1.3M parameters: where one network is wanted, to distil into "
+        "or to change, and sets far beyond some thousand clips",
         {**_CLIPS, "model.model_type": "EF-GCN", "model.width": 2.0, "model.dropout": 0.3},
     ),
     "best": Recipe(
@@ -110,7 +110,7 @@ RECIPES: dict[str, Recipe] = {
     ),
 }
 
-DEFAULT_RECIPE = "balanced"
+DEFAULT_RECIPE = "small"
 DATA_OPTIONS = ("model.graph_layout", "model.input_channels")
 """Of the section model, what the data say, not the network."""
 

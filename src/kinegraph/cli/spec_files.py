@@ -57,7 +57,7 @@ def template(
         typer.Option(
             "--recipe",
             metavar="NAME",
-            help="For train and automl: balanced (default), small, best, online, tao.",
+            help="For train and automl: small (default), balanced, best, online, tao.",
             show_default=False,
         ),
     ] = None,
