@@ -22,6 +22,7 @@ import yaml
 from kinegraph.actions import automl, evaluate, train
 from kinegraph.automl.confirm import confirm_best
 from kinegraph.automl.definition import check_definition
+from kinegraph.automl.estimate import estimate_epoch_seconds
 from kinegraph.automl.journal import StudyJournal
 from kinegraph.automl.plan import format_plan, make_plan
 from kinegraph.automl.results import find_divergence
@@ -29,6 +30,7 @@ from kinegraph.automl.study import set_leftovers_aside
 from kinegraph.automl.trial_spec import build_base, build_trial_spec
 from kinegraph.automl.trials import Trial, find_best
 from kinegraph.automl.workers import Outcome, WorkerPool, choose_environments
+from kinegraph.data.transforms import TrainingAugmentation
 from kinegraph.errors import KinegraphError, SpecError, UserError
 from kinegraph.models.checkpoint import read_checkpoint
 from kinegraph.run import Run
@@ -258,6 +260,9 @@ def test_promoted_trial_ends_as_one_that_was_never_paused(data: Path, tmp_path: 
     rows = read_rows(folder / "all_trials.csv")
     budgets = sorted(int(row["budget"]) for row in rows)
     assert budgets[-1] == 4 and budgets[0] == 1
+    for row in rows:  # also where the interval of the spec has no validation at the rung
+        best = json.loads((folder / f"trial_{int(row['number']):03d}/best.json").read_text())
+        assert float(row["score"]) == pytest.approx(best["val_acc"], abs=1e-6)
     number = next(int(row["number"]) for row in rows if row["budget"] == "4")
     assert result.metrics["best_trial"] == number
     log = (folder / f"trial_{number:03d}/log.txt").read_text()
@@ -583,6 +588,39 @@ def test_plan_counts_epochs_and_estimates_time(data: Path) -> None:
     text = format_plan(plan)
     assert "9 to epoch 1 -> 3 to epoch 3 -> 1 to epoch 9" in text and "0 (your spec)" in text
     assert re.search(r"train\.optim\.patience +not searched: it counts only with train\.optim\.lr_scheduler", text)
+
+
+def test_estimate_counts_every_step_of_an_epoch(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def estimate(**options: int) -> float:
+        spec = make_search(data)
+        spec["train"] |= options
+        seconds = estimate_epoch_seconds(read_spec(spec).values)
+        assert seconds is not None
+        return seconds
+
+    monkeypatch.setattr("kinegraph.automl.estimate._measure_step", lambda spec, clips: 1.0)
+    once, validation = estimate(), estimate() - estimate(validation_interval=10**6)
+    steps = round(once - validation)
+    assert steps >= 1 and validation > 0
+    assert estimate(min_epoch_steps=5 * steps) - validation == pytest.approx(5 * steps)
+
+
+def test_estimate_measures_the_network_with_its_input(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+    real = TrainingAugmentation.__call__
+
+    def augment(*given: Any) -> torch.Tensor:
+        shapes.append(real(*given).shape)
+        return real(*given)
+
+    monkeypatch.setattr(TrainingAugmentation, "__call__", augment)
+    spec = make_search(data)
+    spec["model"] |= {"model_type": "EF-GCN", "fusion": "late", "width": 0.25}
+    spec["input"] = {"streams": ["joint", "bone"], "sampling": "uniform", "num_frames": 7}
+    spec["augment"] = {"rotation_y": 30.0}
+    seconds = estimate_epoch_seconds(read_spec(spec).values)
+    assert seconds is not None and seconds > 0
+    assert len(shapes) >= 2 and all(shape[1:3] == (6, 7) for shape in shapes)
 
 
 def test_pool_replaces_a_worker_and_reports_errors(tmp_path: Path, data: Path) -> None:

@@ -101,6 +101,10 @@ class Schedule:
     def max_trials(self) -> int:
         return sum(bracket.num_trials for bracket in self.brackets)
 
+    def list_pauses(self) -> list[int]:
+        """The epochs after which a trial may pause before its end."""
+        return sorted({budget for bracket in self.brackets for budget in bracket.budgets} - {self.max_budget})
+
     def decide(self, trials: Sequence[Trial]) -> Decision:
         """What to do next. Ask again after each start, promotion and end of a trial.
 

@@ -20,7 +20,7 @@ from kinegraph.automl.results import measure_run, remove_checkpoints
 from kinegraph.automl.samplers import check_options, suggest_values
 from kinegraph.automl.schedule import Finished, Promote, Schedule, Start, Wait, plan_schedule
 from kinegraph.automl.space import SearchSpace, build_space
-from kinegraph.automl.trial_spec import build_base, build_trial_spec
+from kinegraph.automl.trial_spec import build_base, build_trial_spec, validate_at_pauses
 from kinegraph.automl.trials import Direction, Trial, find_best
 from kinegraph.automl.workers import MAX_ATTEMPTS, Outcome, WorkerPool, choose_environments
 from kinegraph.data.arrays import open_array
@@ -81,6 +81,7 @@ def open_study(spec: Spec, run: Run, max_concurrent: int | None = None) -> Study
     schedule = search.schedule if max_concurrent is None else make_schedule(spec, max_concurrent)
     journal = StudyJournal(run.folder, search.direction)
     trials = journal.load()
+    base = build_base(spec, run.origins)
     if not trials:
         set_leftovers_aside(run)
     return Study(
@@ -89,7 +90,7 @@ def open_study(spec: Spec, run: Run, max_concurrent: int | None = None) -> Study
         direction=search.direction,
         space=search.space,
         schedule=schedule,
-        base=run.show(build_base(spec, run.origins)),
+        base=run.show(validate_at_pauses(base, spec.train.validation_interval, schedule.list_pauses())),
         journal=journal,
         trials=trials,
     )

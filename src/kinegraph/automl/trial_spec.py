@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,18 @@ def build_base(spec: Spec, given: Mapping[str, str]) -> dict[str, Any]:
         if stated and not {entry.key, entry.key.split(".")[0]} & set(LEFT_OUT):
             set_value(base, entry.key, copy.deepcopy(get_value(spec, entry.key)))
     return base
+
+
+def validate_at_pauses(base: Mapping[str, Any], interval: int, pauses: Iterable[int]) -> dict[str, Any]:
+    """The base with train.validation_interval so short that every pause (epochs done) falls on a validation.
+
+    Else a pause would be a validation of its own, which chooses no checkpoint: a score without a model behind it.
+    """
+    spec = copy.deepcopy(dict(base))
+    common = math.gcd(interval, *pauses)
+    if common != interval:
+        set_value(spec, "train.validation_interval", common)
+    return spec
 
 
 def build_trial_spec(
