@@ -174,7 +174,9 @@ def merge_row(entry: dict[str, Any] | None, plan: Plan, seed: int, row: SeedRow)
     rows = {}
     if entry is not None:
         rows = {known: [entry[name][i] for name in listed] for i, known in enumerate(entry["seeds"])}
-    rows[seed] = [row.test_accuracy, row.val_accuracy, round(row.trained.seconds, 1)]
+    _, validated, _ = rows.get(seed, [None, None, None])
+    known_val = validated if row.val_accuracy is None else row.val_accuracy  # --unvalidated measures none
+    rows[seed] = [row.test_accuracy, known_val, round(row.trained.seconds, 1)]
     seeds = sorted(rows)
     return {
         "dataset": plan.dataset,
@@ -314,6 +316,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(words)
     if bool(arguments.dataset) != bool(arguments.recipe):
         parser.error("--dataset and --recipe go together")
+    if arguments.epochs < 0 or (arguments.epochs and arguments.recipe == "baseline"):
+        parser.error("--epochs takes a number of 1 or more and a recipe that is trained")
     if arguments.unvalidated and (not arguments.final or arguments.recipe == "baseline"):
         parser.error("--unvalidated goes with --final and a recipe that is trained")
     return arguments

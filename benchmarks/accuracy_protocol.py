@@ -119,7 +119,7 @@ def plan_recipe(dataset: str, recipe: str, num_epochs: int = 0, changes: Mapping
     left_out = () if has_depth else tuple(key for key in DEPTH_OPTIONS if key in recipe_values)
     form: Form = "fitted" if recipe == "reference" else "raw"
     values = {key: value for key, value in recipe_values.items() if key not in left_out}
-    if num_epochs:
+    if num_epochs not in (0, values.get("train.num_epochs")):
         values["train.num_epochs"] = num_epochs
         recipe = f"{recipe}_{num_epochs}_epochs"
     values |= {

@@ -261,6 +261,10 @@ def test_a_recipe_of_fewer_epochs_is_another_recipe(tiny: list[str], tmp_path: P
     assert cut.values == whole.values | {"train.num_epochs": 2} and cut.recipe_hash != whole.recipe_hash
     (metrics,) = {path.read_text().count("\n") for path in (tmp_path / "runs").rglob("metrics.csv")}
     assert metrics == 1 + 2, "a line for each epoch"
+    assert plan_recipe("tiny", "tiny", TINY_VALUES["train.num_epochs"]) == whole, "the recipe itself"
+    for wrong in (["--epochs", "-1"], ["--epochs", "2", "--recipe", "baseline"]):
+        with pytest.raises(SystemExit):
+            measure(tiny, *wrong)
 
 
 def test_without_validation_where_it_chooses_nothing(tiny: list[str], tmp_path: Path) -> None:
@@ -275,6 +279,10 @@ def test_without_validation_where_it_chooses_nothing(tiny: list[str], tmp_path: 
     assert entry["val_accuracy"] == [None] and 0 <= entry["test_accuracy"][0] <= 100
     assert sorted((tmp_path / "runs").rglob("validation/*/*")) == sorted(unfinished)
     assert "| not measured |" in (tmp_path / "accuracy.md").read_text()
+    for path in unfinished:
+        path.unlink()
+    validated = measure(tiny)["val_accuracy"]
+    assert validated != [None] and measure(tiny, "--final", "--unvalidated")["val_accuracy"] == validated
     with pytest.raises(SystemExit):
         measure(tiny, "--unvalidated")
     RECIPES["tiny"].values.update({"model.fusion": "late", "train.early_stopping": 1})

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from kinegraph import fit
 from kinegraph.actions import train
 from kinegraph.data.dataset import Batch
 from kinegraph.errors import SpecError
@@ -21,6 +23,8 @@ from kinegraph.models import MODELS
 from kinegraph.models.checkpoint import Checkpoint, read_checkpoint
 from kinegraph.models.late_fusion import fit_fusion_weights
 from kinegraph.run_files import BEST_METRICS_NAME, LATEST_NAME
+from kinegraph.skeleton.layouts import get_layout
+from kinegraph.spec_reading import read_spec
 from kinegraph.validation import Answers, measure_network
 from small_runs import make_spec, write_small_data
 
@@ -111,6 +115,56 @@ def test_a_teacher_of_another_skeleton_is_refused(data: Path) -> None:
     spec["model"]["graph_layout"] = str(data / "chain.yaml")
     with pytest.raises(SpecError, match=r"train.teacher: model.graph_layout: got .* expected chain"):
         train(spec)
+
+
+def test_a_teacher_of_the_same_skeleton_may_have_another_name_for_it(data: Path) -> None:
+    train(make_spec(data, "teacher", num_epochs=1))
+    (data / "mine.yaml").write_text(json.dumps(get_layout("coco").to_dict() | {"name": "mine"}))
+    spec = make_spec(data, "student", teacher=str(data / "teacher/train" / LATEST_NAME), num_epochs=1)
+    spec["model"]["graph_layout"] = str(data / "mine.yaml")
+    train(spec)
+
+
+def test_a_teacher_without_an_input_of_its_own_saw_arrays_as_they_are(data: Path) -> None:
+    """As files of TAO: a student whose clips are normalised would show it others."""
+    train(make_spec(data, "teacher", num_epochs=1))
+    plain = str(data / "plain.pth")
+    torch.save({"state_dict": {f"model.{k}": v for k, v in read_latest(data, "teacher").state_dict.items()}}, plain)
+    train(make_small(data, "more_streams", ["bone", "joint"], "early", teacher=plain, num_epochs=1))
+    spec = make_spec(data, "refused", teacher=plain)
+    spec["input"] = {"centre": "first"}
+    with pytest.raises(SpecError, match=r"train.teacher: input.centre: got 'none', expected 'first'"):
+        train(spec)
+
+
+def test_weights_for_other_streams_are_refused_before_anything_is_read(data: Path) -> None:
+    spec = make_small(data, "results", ["joint", "bone"])
+    spec["model"]["fusion_weights"] = [1, 1, 1, 1]
+    with pytest.raises(SpecError, match=r"each of 2 streams.*model.fusion_weights=\[1,1\]") as caught:
+        read_spec(spec, [], "train")
+    assert len(caught.value.problems) == 1
+    spec["input"]["streams"] = ["joint"]
+    assert read_spec(spec, [], "train").values.model.fusion_weights == [1, 1, 1, 1], "one stream has no weights"
+
+
+def test_time_left_counts_steps_where_an_epoch_goes_on(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 3 batches: the last one of the first epoch, then two epochs of three."""
+    steps = {"checkpoint_interval": 2, "checkpoint_interval_unit": "step", "num_epochs": 3}
+    train(make_spec(data, "results", **steps, stop_after_epoch=1))
+    for path in (data / "results/train").glob("model_epoch_000_step_00003.pth"):
+        path.unlink()
+    clock, real = [0.0], fit._Trainer._train_step
+
+    def take_a_second(*given: Any) -> None:
+        real(*given)
+        clock[0] += 1
+
+    monkeypatch.setattr(fit._Trainer, "_train_step", take_a_second)
+    monkeypatch.setattr(fit, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    train(make_spec(data, "results", **steps))
+    lines = [json.loads(line) for line in (data / "results/train/status.json").read_text().splitlines()]
+    left = [line["eta"] for line in lines if line.get("epoch") is not None and "eta" in line]
+    assert left[-3:] == ["0:00:06.000000", "0:00:03.000000", "0:00:00.000000"]
 
 
 def test_a_process_without_a_clip_of_its_own_has_answers_of_no_clips() -> None:

@@ -181,7 +181,7 @@ class _Trainer:
     def run_epochs(self) -> dict[str, Any]:
         train = self.spec.train
         first_epoch, last_epoch = self.position.epoch, find_last_epoch(train)
-        started_s = time.monotonic()
+        started_s, first_step = time.monotonic(), self.position.global_step
         for epoch in range(first_epoch, last_epoch):
             epoch_started_s = time.monotonic()
             steps_before = self.position.global_step
@@ -189,7 +189,9 @@ class _Trainer:
             validates = epoch == last_epoch - 1 or self._is_planned(epoch)
             losses = self._measure_epoch(epoch, validates)
             now_s = time.monotonic()
-            left_s = (now_s - started_s) / (epoch + 1 - first_epoch) * (last_epoch - epoch - 1)
+            # By steps: the first epoch of a resumed run may be the end of one
+            step_s = (now_s - started_s) / max(self.position.global_step - first_step, 1)
+            left_s = step_s * self.num_batches * (last_epoch - epoch - 1)
             steps = self.position.global_step - steps_before
             # Before the checkpoint: a kill in between repeats the epoch, and the repetition replaces the row
             self._report(epoch, losses, learning_rate, now_s - epoch_started_s, steps, left_s)
@@ -381,7 +383,7 @@ class _Trainer:
             step=position.global_step,
             max_epoch=train.num_epochs - 1,
             max_step=train.num_epochs * self.num_batches,
-            time_per_epoch=format_eta(epoch_s),
+            time_per_epoch=format_eta(epoch_s / max(steps, 1) * self.num_batches),
             time_per_step=format_eta(epoch_s / max(steps, 1)),
             eta=format_eta(left_s),
         )

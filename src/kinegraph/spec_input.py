@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, WithJsonSchema
@@ -9,8 +10,18 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 from kinegraph.config import SPEC_CONFIG, SearchRange, option
+from kinegraph.errors import Problem
 
 STREAMS = ("joint", "bone", "joint_motion", "bone_motion")
+
+
+def find_weight_problems(weights: Sequence[float], num_streams: int) -> list[Problem]:
+    """What is wrong with model.fusion_weights for so many streams, each with a network of its own."""
+    if not weights or (len(weights) == num_streams and min(weights) >= 0 and sum(weights) > 0):
+        return []
+    expected = f"a weight for each of {num_streams} streams, none below 0 and not all 0"
+    hint = f"model.fusion_weights={[1] * num_streams} weighs them alike, [] fits them on the validation clips."
+    return [Problem("model.fusion_weights", str(list(weights)), expected, hint.replace(", 1", ",1"))]
 
 
 def _check_stream_name(name: str) -> str:
@@ -111,7 +122,7 @@ class AugmentSpec:
     )
     time_warp: float = option(
         0.0,
-        "largest change of speed of the parts of a clip; 2: from 3 times slower to 3 times faster",
+        "change of pace within a clip; 2: at five places paces of 1/3 to 3, relative to each other",
         minimum=0,
         maximum=9,
         search=SearchRange(0.0, 3.0),

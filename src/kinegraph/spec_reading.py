@@ -12,6 +12,7 @@ from kinegraph.errors import Problem, SpecError, UserError
 from kinegraph.remote import check_writable, is_file, is_folder, is_remote, join
 from kinegraph.skeleton.layouts import LAYOUTS
 from kinegraph.spec import KEY_VARIABLE, MAX_SEED, REQUIRED, SECTIONS, SHORTHANDS, DatasetConvertSpec, Spec
+from kinegraph.spec_input import find_weight_problems
 
 
 def read_spec(
@@ -146,6 +147,8 @@ def _find_training_conflicts(spec: Spec) -> list[Problem]:
         expected = "window_size -1 and random_choose false: input.sampling says which frames are taken"
         got = f"dataset.window_size {spec.dataset.window_size}, random_choose {spec.dataset.random_choose}"
         problems.append(Problem("input.sampling", f"{spec.input.sampling} and {got}", expected))
+    if spec.model.fusion == "late" and len(spec.input.streams) > 1:
+        problems += find_weight_problems(spec.model.fusion_weights, len(spec.input.streams))
     if 0 < train.temperature < SMALLEST_TEMPERATURE:
         expected = f"0, to fit it, or at least {SMALLEST_TEMPERATURE}"
         problems.append(Problem("train.temperature", f"{train.temperature:g}", expected))

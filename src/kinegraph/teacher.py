@@ -31,13 +31,12 @@ class Teacher:
         device: torch.device,
     ) -> None:
         checkpoint = read_checkpoint(path, key)
-        own = pipeline
+        # A file of TAO stores no input: its network saw arrays as they are
+        own = InputPipeline(checkpoint.num_channels or checkpoint.options.input_channels, checkpoint.layout.num_joints)
         if checkpoint.pipeline is not None:
             own = InputPipeline.from_dict(checkpoint.pipeline, f"{path}: input pipeline")
         problems = _compare_inputs(own, pipeline)
-        if checkpoint.layout.to_dict() != layout.to_dict():
-            names = [f"{each.name} ({each.num_joints} joints)" for each in (checkpoint.layout, layout)]
-            problems.append(Problem(f"{PLACE}: model.graph_layout", names[0], f"{names[1]}, joint for joint", HINT))
+        problems += _compare_layouts(checkpoint.layout, layout)
         if checkpoint.num_classes != len(label_map):
             got = f"{checkpoint.num_classes} classes"
             problems.append(Problem(f"{PLACE}: classes", got, f"{len(label_map)}", HINT))
@@ -53,6 +52,16 @@ class Teacher:
         """The student's input (N, C, T, V, M) -> the teacher's logits (N, classes)."""
         logits: Tensor = self.network(clips[:, self.channels])
         return logits
+
+
+def _compare_layouts(teacher: Layout, student: Layout) -> list[Problem]:
+    """By what they hold: the same skeleton may have another name."""
+    theirs, ours = teacher.to_dict(), student.to_dict()
+    differing = [part for part in ours if part != "name" and theirs[part] != ours[part]]
+    if not differing:
+        return []
+    got, expected = (f"{each.name} ({each.num_joints} joints)" for each in (teacher, student))
+    return [Problem(f"{PLACE}: model.graph_layout", f"{got}, with other {', '.join(differing)}", expected, HINT)]
 
 
 def _compare_inputs(teacher: InputPipeline, student: InputPipeline) -> list[Problem]:

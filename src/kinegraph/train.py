@@ -192,7 +192,10 @@ def _notice_ineffective_options(spec: Spec, run: Run) -> None:
         "train.optim.lr_steps": (optim.lr_scheduler != "MultiStep", "only MultiStep has steps"),
         "train.optim.lr_decay": (optim.lr_scheduler == "Cosine", "Cosine has no steps"),
         "model.fusion": (len(spec.input.streams) == 1, "there is one stream"),
-        "model.fusion_weights": (spec.model.fusion == "early", "one network takes all streams"),
+        "model.fusion_weights": (
+            spec.model.fusion == "early" or len(spec.input.streams) == 1,
+            "one network takes all streams",
+        ),
         "dataset.shuffle": (data.balance == "sampling", "balanced sampling has an order of its own"),
         "train.teacher_weight": (not spec.train.teacher, "there is no teacher"),
         "train.teacher_temperature": (not spec.train.teacher, "there is no teacher"),

@@ -160,7 +160,7 @@ def _change(name: str, clips: MaskedClips, layout: Layout) -> MaskedClips:
         return _lose(clips, changes.drop_frames(data, options.frame_drop, draws))
     if name in ("speed", "time_warp"):
         # The largest amounts: as fast, and as fast at the beginning and slow at the end, as it gets
-        draws = np.linspace(1, 0, changes.TIME_DRAWS)[None]
+        draws = np.r_[1.0, np.linspace(1, 0, changes.TIME_DRAWS - 1)][None]
         return sample(clips, InputSpec(), changes.draw_time(options, np.zeros((1, 1)), draws))
     if name == "noise":
         return changes.add_noise(clips, options.noise, normal_from_counters(1, 0, index, data[0].size, 1, data))

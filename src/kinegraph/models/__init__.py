@@ -59,7 +59,7 @@ def build_network(options: ModelSpec, adjacency: Any, num_classes: int, num_chan
     if options.fusion == "early" or num_streams < 2:
         return build(options, adjacency, num_classes, num_channels)
     from kinegraph.models.late_fusion import FoldableLateFusion, LateFusion
-    from kinegraph.spec_input import STREAMS
+    from kinegraph.spec_input import STREAMS, find_weight_problems
 
     if num_streams > len(STREAMS):
         raise SpecError(
@@ -68,9 +68,8 @@ def build_network(options: ModelSpec, adjacency: Any, num_classes: int, num_chan
             )
         )
     weights = options.fusion_weights
-    if weights and (len(weights) != num_streams or min(weights) < 0 or sum(weights) <= 0):
-        expected = f"a weight for each of {num_streams} streams, none below 0 and not all 0"
-        raise SpecError(Problem("model.fusion_weights", str(weights), expected))
+    if problems := find_weight_problems(weights, num_streams):
+        raise SpecError(*problems)
 
     def build_branch(channels: int) -> nn.Module:
         return build(options, adjacency, num_classes, channels)
