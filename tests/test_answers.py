@@ -220,6 +220,24 @@ def test_answers_are_the_mean_over_the_test_clips(tmp_path: Path, name: str, sam
     np.testing.assert_allclose(predictor.predict(clips).probabilities, wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["model.pth", "model.onnx"])
+def test_a_trained_model_takes_other_test_clips_and_no_other_input(tmp_path: Path, name: str) -> None:
+    spec = make_action_spec(tmp_path, "inference")
+    np.save(tmp_path / "clips.npy", make_clips(NUM_CLIPS, frames=23))
+    spec["inference"]["checkpoint"] = str(write_model(tmp_path / name, build_checkpoint("uniform")))
+    with_three = load(write_model(tmp_path / f"three_{name}", build_checkpoint("uniform", test_clips=3)))
+    wanted = with_three.predict(make_clips(NUM_CLIPS, frames=23)).probabilities.max(axis=1)
+    result = inference(spec, "input.test_clips=3", "input.sampling=crop_resize", "input.streams=[joint,bone]")
+    found = [float(row["probability"]) for row in read_rows(result.files["results_csv"])]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    plain = [float(row["probability"]) for row in read_rows(inference(spec).files["results_csv"])]
+    assert np.abs(np.array(plain) - wanted).max() > 0.01, "or nothing is shown"
+    told = [line for line in (tmp_path / "results/inference/log.txt").read_text().splitlines() if "no effect" in line]
+    assert len(told) == 1 and "input.sampling crop_resize has no effect" in told[0]
+    with pytest.raises(SpecError, match=r"input.test_clips: got 3, expected 1: .* trained with sampling none"):
+        load(write_model(tmp_path / f"plain_{name}", build_checkpoint())).set_test_clips(3)
+
+
 @pytest.mark.parametrize("options", [UNIFORM, CROPPED], ids=["uniform", "crop_resize"])
 def test_test_clips_are_fixed_and_the_first_is_that_of_one(options: dict[str, Any]) -> None:
     clips = make_clips(4, frames=40)

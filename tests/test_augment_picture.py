@@ -35,6 +35,19 @@ def test_a_panel_for_each_augmentation(tmp_path: Path) -> None:
     assert width > 1000 and height > 1000
     flat = draw_augmentations(write_walk(tmp_path / "b.npy", 17, 2), tmp_path / "b.png", "coco", 2)
     assert set(names) - set(flat) == {"rotation_x", "rotation_y"}
+    scored = np.load(tmp_path / "b.npy").repeat(2, axis=1)[:, :3]
+    scored[:, 2] = np.abs(scored[:, 2])
+    np.save(tmp_path / "c.npy", scored)
+    assert draw_augmentations(tmp_path / "c.npy", tmp_path / "c.png", "coco", 2) == flat
+
+
+def test_a_picture_of_sided_classes_says_that_mirror_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = []
+    monkeypatch.setattr("kinegraph.data.augment_picture._draw", lambda *given: notes.append(given[-1]))
+    data = write_walk(tmp_path / "a.npy")
+    for classes in ((), ("wave", "pull left")):
+        draw_augmentations(data, tmp_path / "a.png", clip=1, class_names=classes)
+    assert notes == [{}, {"mirror": "off in training: pull left names a side"}]
 
 
 def test_what_cannot_be_drawn(tmp_path: Path) -> None:
@@ -47,7 +60,9 @@ def test_what_cannot_be_drawn(tmp_path: Path) -> None:
         draw_augmentations(data, tmp_path / "a.png", "coco")
     with pytest.raises(UserError, match=r"human3.6m or coco"):
         draw_augmentations(write_walk(tmp_path / "b.npy", 17), tmp_path / "a.png")
-    assert not (tmp_path / "a.png").exists()
+    with pytest.raises(UserError, match=r"a file that ends in \.png"):
+        draw_augmentations(data, tmp_path / "a.txt", clip=1)
+    assert not (tmp_path / "a.png").exists() and not (tmp_path / "a.txt").exists()
     (tmp_path / "a.png").write_text("mine")
     with pytest.raises(UserError, match="there already"):
         draw_augmentations(data, tmp_path / "a.png", clip=1)

@@ -93,3 +93,20 @@ def test_mirror_images_of_sided_classes_are_left_out_with_a_warning(tmp_path: Pa
     run_action("train", spec)
     told = (tmp_path / "results/train/log.txt").read_text()
     assert "augment.mirror=0.5 has no effect: the class 'wave left' and 1 more names a side" in told
+
+
+@pytest.mark.parametrize(("highest", "named", "is_told"), [(1.0, -1, True), (1.2, -1, False), (1.0, 2, False)])
+def test_a_last_channel_that_looks_like_a_score_is_told(
+    tmp_path: Path, highest: float, named: int, is_told: bool
+) -> None:
+    write_small_data(tmp_path)
+    for part in ("train", "val"):
+        clips = np.load(tmp_path / f"{part}_data.npy")
+        clips[:, 2] = np.random.default_rng(0).uniform(0, 1, clips[:, 2].shape) * (clips != 0).any(axis=1)
+        clips[0, 2, 0, 0, 0] = highest
+        np.save(tmp_path / f"{part}_data.npy", clips)
+    spec = make_input_spec(tmp_path)
+    spec["input"] = {**INPUT, "score_channel": named}
+    run_action("train", spec)
+    told = (tmp_path / "results/train/log.txt").read_text()
+    assert ("set input.score_channel=2" in told) == is_told

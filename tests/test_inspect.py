@@ -176,7 +176,10 @@ def test_the_whole_file_says_whether_the_last_channel_is_a_score(
     clips[6, 2] *= 3 if is_depth else 0
     clips[3, 2] = 0  # nothing is known of the channel there
     np.save(tmp_path / "a.npy", clips.astype(np.float32))
-    assert inspect_dataset(tmp_path / "a.npy")["odd_first_frames"] == ([place] if is_depth else [])
+    report = inspect_dataset(tmp_path / "a.npy")
+    assert report["odd_first_frames"] == ([place] if is_depth else [])
+    assert report["score_channel"] == (-1 if is_depth else 2)
+    assert ("input.score_channel=2" in format_report(report)) != is_depth
 
 
 def test_a_bad_trunk_in_a_first_frame_is_odd(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +14,9 @@ from kinegraph import online
 from kinegraph.actions import train
 from kinegraph.cli import main
 from kinegraph.config import list_options
-from kinegraph.config_source import nest
 from kinegraph.models import build_model
 from kinegraph.models.checkpoint import read_checkpoint
-from kinegraph.recipes import DEFAULT_RECIPE, RECIPES, choose_values
+from kinegraph.recipes import DEFAULT_RECIPE, RECIPES, choose_recipe
 from kinegraph.skeleton.layouts import get_layout
 from kinegraph.spec import ModelSpec, Spec
 
@@ -59,16 +57,17 @@ def test_recipes_name_known_options() -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ((), RECIPES[DEFAULT_RECIPE].values),
-        (("model.graph_layout=coco", "num_epochs=3"), RECIPES[DEFAULT_RECIPE].values),
-        (("model.model_type=ST-GCN",), {}),
-        (("model.dropout=0.1",), {}),
+        ((), DEFAULT_RECIPE),
+        (("model.graph_layout=coco", "num_epochs=3"), DEFAULT_RECIPE),
+        (("model.dropout=0.1",), DEFAULT_RECIPE),
+        (("model.model_type=DD-Net",), DEFAULT_RECIPE),
+        (("model.model_type=ST-GCN",), "tao"),
+        (("model.model_type='ST-GCN'",), "tao"),
+        (("model.model_type=ST-GCN", "model.model_type=CTR-GCN"), DEFAULT_RECIPE),
     ],
 )
-def test_a_training_without_a_spec_or_a_network_is_that_of_the_default_recipe(
-    overrides: tuple[str, ...], expected: dict[str, Any]
-) -> None:
-    assert choose_values(overrides) == nest(expected)
+def test_a_training_without_a_spec_is_that_of_a_recipe(overrides: tuple[str, ...], expected: str) -> None:
+    assert choose_recipe(overrides) == expected
 
 
 def test_a_spec_file_keeps_the_network_of_tao(tmp_path: Path) -> None:
@@ -80,6 +79,10 @@ def test_a_spec_file_keeps_the_network_of_tao(tmp_path: Path) -> None:
         overrides.append(f"dataset.{part}_dataset.data_path={tmp_path}/{part}_data.npy")
         overrides.append(f"dataset.{part}_dataset.label_path={tmp_path}/{part}_label.json")
     train(None, *overrides)
+    assert f"recipe {DEFAULT_RECIPE}" in (tmp_path / "other/train/log.txt").read_text()
+    train(None, *overrides, f"results_dir={tmp_path / 'wider'}", "model.width=0.25")
+    wider = read_checkpoint(tmp_path / "wider/train/pc_model_latest.pth").options
+    assert (wider.model_type, wider.width) == (RECIPES[DEFAULT_RECIPE].values["model.model_type"], 0.25)
     found = read_checkpoint(tmp_path / "other/train/pc_model_latest.pth").options.model_type
     assert found == RECIPES[DEFAULT_RECIPE].values["model.model_type"] != "ST-GCN"
 

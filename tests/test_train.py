@@ -378,9 +378,10 @@ def test_two_gloo_processes(data: Path) -> None:
 
 def test_options_without_effect_are_named_once_somebody_chose_them(data: Path) -> None:
     optim = {"lr": 0.01, "lr_scheduler": "Cosine", "patience": 7, "lr_decay": 0.1}
-    train(make_spec(data, num_epochs=1, optim=optim))
+    train(make_spec(data, num_epochs=1, optim=optim), "model.fusion_weights=[]")
     log = (data / "results/train/log.txt").read_text()
     assert "train.optim.patience has no effect" in log and "lr_decay" not in log
+    assert "model.fusion_weights has no effect" not in log
 
 
 def test_a_child_process_tells_its_error(data: Path) -> None:

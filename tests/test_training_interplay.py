@@ -18,7 +18,7 @@ import torch
 from kinegraph import fit
 from kinegraph.actions import train
 from kinegraph.data.dataset import Batch
-from kinegraph.errors import SpecError
+from kinegraph.errors import CheckpointError, SpecError
 from kinegraph.models import MODELS
 from kinegraph.models.checkpoint import Checkpoint, read_checkpoint
 from kinegraph.models.late_fusion import fit_fusion_weights
@@ -100,6 +100,12 @@ def test_a_teacher_without_input_steps_teaches_a_student_with_more_streams(data:
     train(make_small(data, "student", ["bone", "joint"], "early", teacher=teacher, num_epochs=1))
     with pytest.raises(SpecError, match=r"train.teacher: input.streams: got the streams bone"):
         train(make_spec(data, "refused", teacher=str(data / "student/train" / LATEST_NAME)))
+
+
+def test_a_teacher_that_cannot_be_read_is_named(data: Path) -> None:
+    (data / "teacher.pth").write_text("no checkpoint")
+    with pytest.raises(CheckpointError, match=r"train.teacher: .*teacher.pth"):
+        train(make_spec(data, "student", teacher=str(data / "teacher.pth")))
 
 
 def test_a_teacher_of_another_skeleton_is_refused(data: Path) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kinegraph.config_source import nest
 from kinegraph.errors import look_up
 from kinegraph.local_run import fetch_inputs, open_results
-from kinegraph.recipes import choose_values
+from kinegraph.recipes import choose_recipe, find_recipe
 from kinegraph.run import Result, Run, find_launched_rank, open_run
 from kinegraph.spec import Spec
 from kinegraph.spec_reading import read_spec
@@ -35,16 +36,20 @@ DISTRIBUTED = ("train",)
 SpecSource = str | Path | Mapping[str, Any] | None
 
 
+def find_recipe_of(name: str, source: SpecSource, overrides: Sequence[str]) -> str:
+    """The recipe whose values an action takes in the place of a spec; '' where there is a spec, or no training."""
+    return choose_recipe(overrides) if source is None and name in TRAINING else ""
+
+
 def run_action(name: str, source: SpecSource = None, overrides: Sequence[str] = ()) -> Result:
     """Run an action on a spec: a YAML file, a mapping or nothing, with `key=value` overrides.
 
-    A training without a spec, and without overrides of the network, is that of the default recipe.
+    A training without a spec is that of a recipe, see `find_recipe_of`.
     Raises UserError for what the user can mend, KinegraphError for what failed.
     """
     target = look_up(ACTIONS, name, "action")
-    if source is None and name in TRAINING:
-        source = choose_values(overrides)
-    loaded = read_spec(source, list(overrides), name)
+    recipe = find_recipe_of(name, source, overrides)
+    loaded = read_spec(nest(find_recipe(recipe).values) if recipe else source, list(overrides), name)
     module, _, function = target.partition(":")
     action: Callable[[Spec, Run], Result] = getattr(importlib.import_module(module), function)
     if name not in DISTRIBUTED and find_launched_rank() > 0:
@@ -53,6 +58,8 @@ def run_action(name: str, source: SpecSource = None, overrides: Sequence[str] = 
         open_results(loaded.values, name) as results,
         open_run(name, results.folder, results.spec, loaded.origins, results.locations) as run,
     ):
+        if recipe:
+            run.info(f"No spec file: recipe {recipe}. `kinegraph template {name} --recipe {recipe}` shows its values.")
         fetch_inputs(run, results)
         result = action(run.spec, run)
         result.files.setdefault("results_dir", str(results.folder))

@@ -191,7 +191,9 @@ def _draw_poses(axes: Any, clip: ExplainedClip, cells: _Cells, colors: Any) -> N
         y = 0.06 * POSES_IN + scale * (points[1, i] - lowest)
         cell = int(np.abs(cells.frames - moments[i]).argmin())
         for m in np.flatnonzero(is_real[i].any(axis=0)):
-            values = np.broadcast_to(cells.values[m, cell], (clip.layout.num_joints,))
+            values = cells.values[m, cell]
+            if len(values) != clip.layout.num_joints:  # a map without joints: none of them says anything
+                values = np.zeros(clip.layout.num_joints)
             _draw_pose(axes, (x[:, m], y[:, m]), is_real[i, :, m], values, clip.layout, colors, size)
         axes.text((i + 0.5) * width, POSES_IN, f"frame {frame}", fontsize=8, color=TEXT, ha="center", va="top")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from kinegraph.backends import CPU_ONLY
 from kinegraph.backends.model_file import KINDS
 from kinegraph.data.arrays import open_array
 from kinegraph.data.checks import check_dataset, check_label_map
+from kinegraph.data.input_checks import UNKNOWN
 from kinegraph.data.labels import read_labels
 from kinegraph.errors import DataError, Problem, SpecError
 from kinegraph.explain import Explainer, load_explainer, write_explanations
@@ -23,6 +25,7 @@ from kinegraph.runtime import UNKNOWN_CLASS, UNKNOWN_LABEL, Predictions, Predict
 from kinegraph.skeleton.graph import build_adjacency
 from kinegraph.skeleton.layouts import Layout, get_layout
 from kinegraph.spec import EvaluateSpec, InferenceSpec, Spec
+from kinegraph.spec_input import InputSpec
 from kinegraph.storage import make_folder, write_atomically, write_json
 
 UNKNOWN_LAYOUT = "unknown"
@@ -213,9 +216,27 @@ def open_model(spec: Spec, run: Run, options: EvaluateSpec | InferenceSpec, acti
     device = _choose_device(path, run, options, action)
     predictor = load(path, options.backend, find_encryption_key(spec), device, options.threads)
     label_map = check_agreement(spec, run, predictor.description, str(path))
+    _take_input_options(spec, run, predictor)
     if label_map is not None and predictor.label_map is None:
         predictor.name_classes(label_map)
     return predictor
+
+
+def _take_input_options(spec: Spec, run: Run, predictor: Predictor) -> None:
+    """The test clips that the user asked for; of all else about the input the model's own holds, which is said."""
+    trained = predictor.pipeline.options if predictor.pipeline else None
+    defaults = InputSpec()
+    for entry in fields(InputSpec):
+        key, value = f"input.{entry.name}", getattr(spec.input, entry.name)
+        held = getattr(trained or defaults, entry.name)
+        # A template states every option; only a value that somebody chose counts
+        chosen = run.origins.get(key) == "override" or value != getattr(defaults, entry.name)
+        if not chosen or value == held or UNKNOWN.get(entry.name) == value:
+            continue
+        if entry.name == "test_clips":
+            predictor.set_test_clips(value)
+        else:
+            run.warn(f"{key} {value} has no effect: {predictor.path} was trained with {held}, which holds.")
 
 
 def open_explainer(spec: Spec, predictor: Predictor, options: EvaluateSpec | InferenceSpec) -> Explainer | None:

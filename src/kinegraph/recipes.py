@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kinegraph.config_source import nest
 from kinegraph.errors import UserError, look_up
 
 
@@ -111,17 +110,15 @@ RECIPES: dict[str, Recipe] = {
 }
 
 DEFAULT_RECIPE = "small"
-DATA_OPTIONS = ("model.graph_layout", "model.input_channels")
-"""Of the section model, what the data say, not the network."""
+NETWORK_OF_TAO = "ST-GCN"
 
 
-def choose_values(overrides: Sequence[str]) -> dict[str, Any]:
-    """The spec of a training that has only `key=value` overrides, as nested values: the default recipe, or nothing
-    where the overrides choose a network, which then gets the defaults of a spec.
+def choose_recipe(overrides: Sequence[str]) -> str:
+    """The recipe of a training that has no spec, only `key=value` overrides, which change its values: the default one,
+    or that of TAO where they ask for its network.
     """
-    keys = [override.partition("=")[0] for override in overrides]
-    chooses = any(key.startswith("model.") and key not in DATA_OPTIONS for key in keys)
-    return {} if chooses else nest(RECIPES[DEFAULT_RECIPE].values)
+    given = dict(override.partition("=")[::2] for override in overrides)
+    return "tao" if given.get("model.model_type", "").strip("'\" ") == NETWORK_OF_TAO else DEFAULT_RECIPE
 
 
 def find_recipe(name: str) -> Recipe:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from kinegraph.backends import Backend, open_backend
 from kinegraph.backends.model_file import KINDS, ModelFile, find_kind
 from kinegraph.calibration import softmax
+from kinegraph.data.input_checks import RESAMPLES
 from kinegraph.data.pipeline import InputPipeline
-from kinegraph.errors import CheckpointError, DataError, Problem, UserError
+from kinegraph.errors import CheckpointError, DataError, Problem, SpecError, UserError
 from kinegraph.model_description import METADATA_PREFIX, ModelDescription, describe_checkpoint
 from kinegraph.remote import fetch
 from kinegraph.skeleton.layouts import Layout
@@ -95,6 +96,21 @@ class Predictor:
             raise UserError(Problem("label map", f"the labels {sorted(label_map.values())}", expected))
         self.label_map = dict(label_map)
         self.class_names = sorted(label_map, key=lambda name: label_map[name])
+
+    def set_test_clips(self, number: int) -> None:
+        """Average each answer over so many differently sampled clips of the sequence, whatever the model's file says.
+
+        Raises SpecError for a model that always takes the same frames.
+        """
+        pipeline = self.pipeline
+        options = pipeline.options if pipeline else None
+        if number > 1 and (options is None or options.sampling not in RESAMPLES):
+            sampling = options.sampling if options else "none"
+            expected = f"1: {self.path} was trained with sampling {sampling}, which always takes the same frames"
+            raise SpecError(Problem("input.test_clips", str(number), expected))
+        if pipeline is not None and options is not None:
+            changed = replace(pipeline, options=replace(options, test_clips=number))
+            self.description = replace(self.description, pipeline=changed)
 
     def logits(self, array: NDArray[Any], batch_size: int = 64, where: str = "input") -> NDArray[np.float32]:
         """(N, C, T, V, M), or one clip (C, T, V, M) -> logits (N, classes) float32; no clips give no rows.

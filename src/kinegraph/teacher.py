@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from kinegraph.data.input_checks import settle_options
 from kinegraph.data.pipeline import InputPipeline
-from kinegraph.errors import Problem, SpecError
+from kinegraph.errors import CheckpointError, Problem, SpecError
 from kinegraph.models.checkpoint import build_from_checkpoint, read_checkpoint
 from kinegraph.skeleton.layouts import Layout
 
@@ -30,7 +32,10 @@ class Teacher:
         label_map: dict[str, int],
         device: torch.device,
     ) -> None:
-        checkpoint = read_checkpoint(path, key)
+        try:
+            checkpoint = read_checkpoint(path, key)
+        except CheckpointError as error:
+            raise CheckpointError(*(replace(item, where=f"{PLACE}: {item.where}") for item in error.problems)) from None
         # A file of TAO stores no input: its network saw arrays as they are
         own = InputPipeline(checkpoint.num_channels or checkpoint.options.input_channels, checkpoint.layout.num_joints)
         if checkpoint.pipeline is not None:

@@ -17,7 +17,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from kinegraph.config import get_value
 from kinegraph.data.augment import choose_augmentation
 from kinegraph.data.checks import DatasetInfo, check_dataset, infer_classes
-from kinegraph.data.pipeline import InputPipeline, build_pipeline, settle_origin
+from kinegraph.data.pipeline import InputPipeline, build_pipeline, look_for_score, settle_origin
 from kinegraph.devices import build_fabric, choose_devices, choose_precision
 from kinegraph.errors import (
     CheckpointError,
@@ -132,6 +132,13 @@ def _settle_pipeline(pipeline: InputPipeline, layout: Layout, info: DatasetInfo,
     if settled.options is not None and settled.options.origin_joint >= 0 and settled != pipeline:
         name = layout.joints[layout.centre]
         run.info(f"The coordinates are relative to {name}: its zeros are real (input.origin_joint=-2: missing joints).")
+    if settled.options is not None and settled.options.score_channel < 0:
+        channel = look_for_score(info.data_path)
+        if channel >= 0:
+            run.warn(
+                f"Channel {channel} of {info.data_path} lies in 0 to 1, like a score, and is taken for a coordinate. "
+                f"If it is a score, set input.score_channel={channel}."
+            )
     return settled
 
 
@@ -214,6 +221,7 @@ def _notice_ineffective_options(spec: Spec, run: Run) -> None:
     }
     for key, (idle, reason) in without_effect.items():
         # A template states every option; only a value that somebody chose is worth a word
-        chosen = run.origins.get(key) == "override" or get_value(spec, key) != get_value(Spec(), key)
+        is_default = get_value(spec, key) == get_value(Spec(), key)
+        chosen = not is_default or (run.origins.get(key) == "override" and get_value(spec, key) != [])
         if idle and chosen:
             run.warn(f"{key} has no effect here: {reason}.")

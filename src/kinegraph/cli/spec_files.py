@@ -28,18 +28,22 @@ def validate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
+    from kinegraph.actions import find_recipe_of
     from kinegraph.config import find_changes
+    from kinegraph.config_source import nest
+    from kinegraph.recipes import find_recipe
     from kinegraph.spec_reading import read_spec
 
     if action is not None:
         check_action(action)
-    loaded = read_spec(spec, overrides or [], action)
+    recipe = find_recipe_of(action or "", spec, overrides or [])
+    loaded = read_spec(nest(find_recipe(recipe).values) if recipe else spec, overrides or [], action)
     changes = find_changes(loaded)
     if as_json:
         values = {key: {"value": value, "origin": loaded.origins.get(key, "default")} for key, value in changes.items()}
-        print_json({"status": "ok", "action": action, "values": values})
+        print_json({"status": "ok", "action": action, "recipe": recipe or None, "values": values})
         return
-    name = spec or "the overrides"
+    name = spec or (f"the recipe {recipe} with the overrides" if recipe else "the overrides")
     print(f"OK: {name}, ready for {action}." if action else f"OK: {name}. --action checks what an action needs.")
     if changes:
         print("\nOther than the defaults:")
@@ -135,7 +139,7 @@ def inspect(
     from kinegraph.remote import fetch
 
     if augment or output is not None:
-        _draw_augmentations(data, augment, output, layout, clip, as_json)
+        _draw_augmentations(data, labels, augment, output, layout, clip, as_json)
         return
     files = {location: str(fetch(location)) for location in (data, labels) if location}
     text = format_json(inspect_dataset(*files.values()))
@@ -146,8 +150,15 @@ def inspect(
 
 
 def _draw_augmentations(
-    data: str, augment: bool, output: str | None, layout: str | None, clip: int, as_json: bool
+    data: str,
+    labels: str | None,
+    augment: bool,
+    output: str | None,
+    layout: str | None,
+    clip: int,
+    as_json: bool,
 ) -> None:
+    from kinegraph.data.labels import read_labels
     from kinegraph.errors import Problem, UserError
     from kinegraph.remote import fetch
 
@@ -156,7 +167,8 @@ def _draw_augmentations(
         raise UserError(Problem("-o", got, "a PNG file to draw into with --augment", "Add --augment -o FILE.png."))
     from kinegraph.data.augment_picture import draw_augmentations
 
-    names = draw_augmentations(fetch(data), Path(output), layout, clip)
+    class_names = (read_labels(fetch(labels)).class_names or []) if labels else []
+    names = draw_augmentations(fetch(data), Path(output), layout, clip, class_names)
     if as_json:
         print_json({"status": "ok", "augmentations": names, "files": {"picture": output}})
     else:

@@ -6,6 +6,7 @@ Colours are those that people with any colour vision tell apart (Okabe and Ito 2
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from kinegraph.data.body import find_body
 from kinegraph.data.counters import normal_from_counters, uniform_from_counters
 from kinegraph.data.missing import MaskedClips, find_real
 from kinegraph.data.normalise import apply_references, measure, take_first
+from kinegraph.data.pipeline import look_for_score
 from kinegraph.data.sampling import sample
 from kinegraph.errors import DataError, Problem, UserError
 from kinegraph.skeleton.layouts import Layout, find_layouts, get_layout
@@ -42,7 +44,9 @@ STRENGTHS: dict[str, float] = {
 """Option of `augment` -> the strength that is shown, strong enough to be seen."""
 NEEDS_DEPTH = ("rotation_x", "rotation_y")
 OVER_TIME = ("joint_drop", "frame_drop", "speed", "time_warp")
-NUM_POSES = 9
+MOST_POSES, FEWEST_POSES = 9, 4
+STRIP_SHAPE = 2.2
+"""Width by height of a panel over time."""
 COLUMNS = 8
 SPANS = {True: 4, False: 2}
 """Columns of a panel, over time or not."""
@@ -68,25 +72,38 @@ class View:
 
 
 def draw_augmentations(
-    data_path: str | Path, picture: Path, layout_name: str | None = None, clip: int = 0
+    data_path: str | Path,
+    picture: Path,
+    layout_name: str | None = None,
+    clip: int = 0,
+    class_names: Sequence[str] = (),
 ) -> list[str]:
     """Write a PNG with a panel for each augmentation that the data can have; gives back their names.
 
-    The clip is centred and scaled by its first frame. Grey is the clip before, colours after, at the strength in the
-    title. Raises DataError for data or a layout that do not fit, UserError for a picture that is there already.
+    The clip is centred and scaled by its first frame, for the panels of a single frame by that one. Grey is the clip
+    before, colours after, at the strength in the title. A last channel that looks like a score is not drawn.
+    Raises DataError for data or a layout that do not fit, UserError for a picture that is there already or no PNG.
     """
     if picture.exists():
         raise UserError(Problem(str(picture), "a file that is there already", "a new file", "Choose another name."))
+    if picture.suffix.lower() != ".png":
+        raise UserError(Problem(str(picture), "another kind of file", "a file that ends in .png"))
     array = open_array(data_path)
     layout = _choose_layout(array.shape[3], layout_name, str(data_path))
     if not 0 <= clip < len(array):
         raise UserError(Problem("--clip", str(clip), f"a clip from 0 to {len(array) - 1}"))
-    clips = _prepare(cast_to_float32(array[clip : clip + 1]), layout)
+    score = look_for_score(str(data_path))
+    x = cast_to_float32(array[clip : clip + 1, : score if score > 0 else 3])
+    clips = _prepare(x, layout)
     if clips is None:
         raise DataError(Problem(f"{data_path}, clip {clip}", "no joints", "a clip with a person", "Set --clip."))
     names = [name for name in STRENGTHS if name not in NEEDS_DEPTH or clips.data.shape[1] == 3]
     view = choose_view(clips, layout)
-    _draw(picture, names, clips, view, f"{Path(data_path).name}, clip {clip}, layout {layout.name}")
+    title = f"{Path(data_path).name}, clip {clip}, layout {layout.name}"
+    title += f"; channel {score} is taken for a score" if score > 0 else ""
+    sided = changes.find_side_names(class_names)
+    notes = {"mirror": f"off in training: {sided[0]} names a side"} if sided else {}
+    _draw(picture, names, clips, view, title, notes)
     return names
 
 
@@ -105,8 +122,7 @@ def _choose_layout(num_joints: int, name: str | None, where: str) -> Layout:
 
 
 def _prepare(x: np.ndarray, layout: Layout) -> MaskedClips | None:
-    """The person of (1, C, T, V, M) who is there longest, without the empty end; at most three channels; normalised."""
-    x = x[:, :3]
+    """The person of (1, C, T, V, M) who is there longest, without the empty end; normalised."""
     num_coordinates = x.shape[1]
     is_relative = not x[:, :, :, layout.centre].any()  # to the centre, most likely, or it was never seen
     clips = find_real(x, num_coordinates, origin_joint=layout.centre if is_relative else -1)
@@ -116,7 +132,11 @@ def _prepare(x: np.ndarray, layout: Layout) -> MaskedClips | None:
     if length == 0:
         return None
     clips = MaskedClips(clips.data[:, :, :length], clips.is_real[:, :length])
-    body = find_body(layout)
+    return _normalise(clips, layout)
+
+
+def _normalise(clips: MaskedClips, layout: Layout) -> MaskedClips:
+    body, num_coordinates = find_body(layout), clips.data.shape[1]
     options = InputSpec(centre="first", scale="first", scale_by="trunk" if body.trunk[0] else "bones")
     first = measure(take_first(clips, options), num_coordinates, options, body)
     return apply_references(clips, num_coordinates, options, first, None)
@@ -144,6 +164,13 @@ def _find_frame(clips: MaskedClips) -> int:
     counts = clips.is_real[0, :, :, 0].sum(axis=1)
     best = np.flatnonzero(counts == counts.max())
     return int(best[len(best) // 2])
+
+
+def _take_frame(clips: MaskedClips, layout: Layout) -> MaskedClips:
+    """One frame as a clip, centred and scaled by itself: changes turn and stretch a person around the centre."""
+    frame = _find_frame(clips)
+    one = MaskedClips(clips.data[:, :, [frame]], clips.is_real[:, [frame]])
+    return _normalise(one, layout)
 
 
 def _change(name: str, clips: MaskedClips, layout: Layout) -> MaskedClips:
@@ -178,7 +205,7 @@ def _lose(clips: MaskedClips, data: np.ndarray) -> MaskedClips:
     return MaskedClips(data, clips.is_real & ~is_lost & is_frame)
 
 
-def _draw(picture: Path, names: list[str], clips: MaskedClips, view: View, title: str) -> None:
+def _draw(picture: Path, names: list[str], clips: MaskedClips, view: View, title: str, notes: dict[str, str]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -191,22 +218,22 @@ def _draw(picture: Path, names: list[str], clips: MaskedClips, view: View, title
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12, color=MIDDLE, parse_math=False)
     grid = figure.add_gridspec(rows, COLUMNS)
-    frame = _find_frame(clips)
+    still = _take_frame(clips, view.layout)
     for place, name in enumerate(panels):
         is_over_time = name in OVER_TIME
         first_row, place = (still_rows, place - num_still) if is_over_time else (0, place)
         row, column = divmod(place * SPANS[is_over_time], COLUMNS)
         axes = figure.add_subplot(grid[first_row + row, column : column + SPANS[is_over_time]])
         axes.axis("off")
-        axes.set_aspect("equal")
-        after = _change(name, clips, view.layout)
+        axes.set_aspect("equal", anchor="N")
         unit = "°" if name.startswith("rotation") else ""
-        axes.set_title(f"{name} {STRENGTHS[name]:g}{unit}", fontsize=11, color=MIDDLE)
+        note = f"\n{notes[name]}" if name in notes else ""
+        axes.set_title(f"{name} {STRENGTHS[name]:g}{unit}{note}", fontsize=11, color=MIDDLE, parse_math=False)
         if is_over_time:
-            _draw_strips(axes, clips, after, view)
+            _draw_strips(axes, clips, _change(name, clips, view.layout), view)
         else:
-            _draw_pose(axes, clips, frame, view, is_before=True)
-            _draw_pose(axes, after, frame, view)
+            _draw_pose(axes, still, 0, view, is_before=True)
+            _draw_pose(axes, _change(name, still, view.layout), 0, view)
     legend = [("before", BEFORE), ("left side", LEFT), ("right side", RIGHT), ("middle", MIDDLE)]
     handles = [Line2D([], [], color=color, linewidth=3, label=label) for label, color in legend]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=10)
@@ -215,17 +242,30 @@ def _draw(picture: Path, names: list[str], clips: MaskedClips, view: View, title
 
 
 def _draw_strips(axes: Any, before: MaskedClips, after: MaskedClips, view: View) -> None:
-    """The same moments of both, side by side: above as it was, below as it is now."""
-    frames = np.unique(np.linspace(0, before.data.shape[2] - 1, NUM_POSES).astype(int))
-    x, y = view.project(before.data[0, :, frames, :, 0].transpose(1, 0, 2).reshape(before.data.shape[1], -1))
-    height = 1.1 * np.ptp(y)
-    width = max(0.75 * np.ptp(x), 0.45 * height)
+    """The same moments of both, side by side: above as it was, below as it is now. Everybody stays in place."""
+    last = before.data.shape[2] - 1
+    every = np.unique(np.linspace(0, last, MOST_POSES).astype(int))
+    boxes = [_find_box(each, frame, view) for each in (before, after) for frame in every]
+    height = 1.25 * max(box[3] for box in boxes)
+    width = max(1.25 * max(box[2] for box in boxes), 0.45 * height)
+    fitting = int(STRIP_SHAPE * 2 * height / max(width, 1e-9))
+    frames = np.unique(np.linspace(0, last, min(max(fitting, FEWEST_POSES), MOST_POSES)).astype(int))
     for place, frame in enumerate(frames):
-        offset = (place * width, 0.0)
-        _draw_pose(axes, before, frame, view, offset, is_before=True, size=0.6)
-        _draw_pose(axes, after, frame, view, (offset[0], -height), size=0.6)
+        for row, clips in enumerate((before, after)):
+            x, y, *_ = _find_box(clips, frame, view)
+            corner = (place * width, -row * height)
+            _draw_pose(axes, clips, frame, view, (corner[0] - x, corner[1] - y), is_before=row == 0, size=0.6)
         if not after.is_real[0, frame].any():
-            axes.plot(offset[0], -height, marker="x", color=BEFORE, markersize=7, markeredgewidth=2)
+            axes.plot(place * width, -height, marker="x", color=BEFORE, markersize=7, markeredgewidth=2)
+
+
+def _find_box(clips: MaskedClips, frame: int, view: View) -> tuple[float, float, float, float]:
+    """The middle of the real joints of a frame, and how wide and high they are; zeros where there are none."""
+    is_real = clips.is_real[0, frame, :, 0]
+    if not is_real.any():
+        return 0.0, 0.0, 0.0, 0.0
+    x, y = view.project(clips.data[0, :, frame, :, 0])[:, is_real]
+    return float(x.min() + x.max()) / 2, float(y.min() + y.max()) / 2, float(np.ptp(x)), float(np.ptp(y))
 
 
 def _draw_pose(

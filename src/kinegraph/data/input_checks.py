@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,15 @@ NOT_READ_WITH = {
 ONLY_IN_TESTING = ("test_crop", "test_clips")
 UNKNOWN = {"frames_per_second": 0.0, "origin_joint": -1}
 """option -> the value that says nothing about the data."""
+
+
+def find_score_channel(lowest: Sequence[float], highest: Sequence[float]) -> int:
+    """The channel that looks like a score: the last of three or more, if it is never outside 0 to 1; else -1.
+
+    lowest, highest: of each channel, over the joints that are there.
+    """
+    last = len(lowest) - 1
+    return last if last >= 2 and lowest[last] >= 0 and 0 < highest[last] <= 1 else -1
 
 
 def find_step_obstacles(options: InputSpec | None) -> list[Problem]:

@@ -11,6 +11,7 @@ import numpy as np
 from kinegraph.data.arrays import NonFiniteCount, cast_to_float32, iterate_blocks, open_array
 from kinegraph.data.body import Body, find_body
 from kinegraph.data.checks import describe_empty_clips, list_some
+from kinegraph.data.input_checks import find_score_channel
 from kinegraph.data.labels import Labels, read_labels
 from kinegraph.data.missing import MaskedClips
 from kinegraph.data.normalise import measure
@@ -157,6 +158,7 @@ def inspect_dataset(data_path: str | Path, label_path: str | Path | None = None)
             {"min": float(low), "max": float(high)} if low <= high else None
             for low, high in zip(scan.lowest, scan.highest, strict=True)
         ],
+        "score_channel": find_score_channel(scan.lowest.tolist(), scan.highest.tolist()),
         "nan": scan.non_finite.nan,
         "infinite": scan.non_finite.infinite,
         "empty_clips": empty.tolist(),
@@ -213,6 +215,8 @@ def format_report(report: dict[str, Any]) -> str:
     ]
     for channel, limits in enumerate(report["ranges"]):
         text = f"{limits['min']:.4g} to {limits['max']:.4g}" if limits else "all zeros"
+        if channel == report["score_channel"]:
+            text += f", like a score: if it is one, train with input.score_channel={channel}"
         rows.append((f"channel {channel}", text))
     rows.append(("NaN, infinite", f"{report['nan']}, {report['infinite']}"))
     lines = [f"{name:<14}{text}" for name, text in rows]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from kinegraph.data.array_namespace import Array
 from kinegraph.data.arrays import AXIS_LETTERS, NonFiniteCount, cast_to_float32, open_array
 from kinegraph.data.body import Body, find_body
-from kinegraph.data.input_checks import find_option_problems, find_step_obstacles, read_options
+from kinegraph.data.input_checks import find_option_problems, find_score_channel, find_step_obstacles, read_options
 from kinegraph.data.missing import MaskedClips, find_real, hold_missing, interpolate_missing, order_people
 from kinegraph.data.normalise import normalise
 from kinegraph.data.online_input import InputState, start_input, step_input
@@ -248,13 +248,24 @@ def settle_origin(pipeline: InputPipeline, data_path: str) -> InputPipeline:
     options, body = pipeline.options, pipeline.body
     if options is None or body is None or options.origin_joint != -1:
         return pipeline
-    array = open_array(data_path)
-    some = cast_to_float32(array[:: max(1, len(array) // CLIPS_LOOKED_AT)][:CLIPS_LOOKED_AT])
-    coordinates = some[:, : pipeline.num_coordinates]
+    coordinates = _read_some_clips(data_path)[:, : pipeline.num_coordinates]
     axes = (0, 2, 3, 4)
     is_around = bool(((coordinates.min(axis=axes) < 0) & (coordinates.max(axis=axes) > 0)).all())
     is_relative = is_around and not coordinates[:, :, :, body.centre].any()
     return replace(pipeline, options=replace(options, origin_joint=body.centre if is_relative else -2))
+
+
+def look_for_score(data_path: str) -> int:
+    """The channel of a file that looks like a score, or -1."""
+    values = np.moveaxis(_read_some_clips(data_path), 1, 0)
+    limits = values.reshape(len(values), -1)
+    return find_score_channel(limits.min(axis=1).tolist(), limits.max(axis=1).tolist())
+
+
+def _read_some_clips(data_path: str) -> NDArray[np.float32]:
+    """Up to CLIPS_LOOKED_AT clips (n, C, T, V, M), from all parts of a file."""
+    array = open_array(data_path)
+    return cast_to_float32(array[:: max(1, len(array) // CLIPS_LOOKED_AT)][:CLIPS_LOOKED_AT])
 
 
 def _check_result(y: np.ndarray, x: np.ndarray, where: str) -> np.ndarray:
