@@ -236,6 +236,14 @@ def test_without_labels_answers_that_change_are_counted_on_the_calibration_clips
     assert report["accuracy_loss"] == report["changed"]
 
 
+def label_answers(options: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The same options, with the answers in float32 as the labels of the test clips."""
+    clips = options["quantization_test_dataset"]["data_path"]
+    labels = load(options["checkpoint"], "torch").predict(np.load(clips)).labels
+    (folder / "near.json").write_text(json.dumps(labels.tolist()))
+    return {**options, "quantization_test_dataset": {"data_path": clips, "label_path": str(folder / "near.json")}}
+
+
 def test_a_larger_loss_is_refused_unless_forced(tmp_path: Path) -> None:
     """Clips so near the border between two classes that 8 bits change some of the answers."""
     step = np.linspace(-1, 1, 64, dtype=np.float32)[:, None, None, None, None] * 1e-3
@@ -252,8 +260,13 @@ def test_a_larger_loss_is_refused_unless_forced(tmp_path: Path) -> None:
     own["quantization_test_dataset"] = {"data_path": str(tmp_path / "near.npy")}
     labels = load(tmp_path / "m.pth", "torch").predict(near * (1 + step)).labels
     assert len(set(labels.tolist())) == 2, "the border must lie among the clips"
-    with pytest.raises(ParityError, match=r"a loss of accuracy of .* percent in 8 bits, expected at most 0\.5 percent"):
+    told = (
+        r"another class for .* percent of the clips \(no labels were given\) in 8 bits, expected at most 0\.5 percent"
+    )
+    with pytest.raises(ParityError, match=told):
         export(make_spec(tmp_path, **own))
+    with pytest.raises(ParityError, match=r"a loss of accuracy of .* percent in 8 bits, expected at most 0\.5 percent"):
+        export(make_spec(tmp_path, **label_answers(own, tmp_path)))
     assert not (tmp_path / "m.onnx").exists()
     assert not (tmp_path / "m.quantization.json").exists()
     result = export(make_spec(tmp_path, **own), "export.force=true")

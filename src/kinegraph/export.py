@@ -122,7 +122,7 @@ def _write(run: Run, target: Path, labels: str, exported: Exported, opset_versio
     if loss is None:
         run.info(f"Wrote {target}: {size}, largest difference to PyTorch {parity.max_abs_error:.1e}.")
     else:
-        run.info(f"Wrote {target}: {size}, loss of accuracy {loss.percent:.2f} percent.")
+        run.info(f"Wrote {target}: {size}, {loss.words}.")
     return Result(metrics, files)
 
 

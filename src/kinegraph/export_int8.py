@@ -48,6 +48,13 @@ class Loss:
             return self.changed
         return self.accuracy_float - self.accuracy_int8
 
+    @property
+    def words(self) -> str:
+        """What `percent` is, for messages."""
+        if self.accuracy_float is None:
+            return f"another class for {self.percent:.2f} percent of the clips (no labels were given)"
+        return f"a loss of accuracy of {self.percent:.2f} percent"
+
     def as_data(self) -> dict[str, Any]:
         return {**asdict(self), "accuracy_loss": self.percent}
 
@@ -91,15 +98,14 @@ def convert_to_int8(
     content = write_quantized_form(network, quantization, opset_version, description.to_metadata())
     run.info(f"Comparing with float32 on {len(test.chosen)} clips of {test.path}.")
     loss = _measure(float_content, content, test, test is calibration)
-    message = f"{loss.percent:.2f} percent"
     if loss.percent > options.max_accuracy_loss:
         if not options.force:
             hint = (
                 "Calibrate on more clips, raise export.max_accuracy_loss or set export.force=true. Nothing was written."
             )
             expected = f"at most {options.max_accuracy_loss:g} percent (export.max_accuracy_loss)"
-            raise ParityError(Problem("export.quantize", f"a loss of accuracy of {message} in 8 bits", expected, hint))
-        run.warn(f"The loss of accuracy is {message}; the file is written because export.force is set.")
+            raise ParityError(Problem("export.quantize", f"{loss.words} in 8 bits", expected, hint))
+        run.warn(f"8 bits give {loss.words}; the file is written because export.force is set.")
     return content, loss
 
 
