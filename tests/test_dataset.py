@@ -206,6 +206,16 @@ def test_joints_that_fit_no_layout_lead_to_a_yaml_file(tmp_path: Path) -> None:
     assert "YAML" in problem.hint
 
 
+def test_axes_in_another_order_are_no_channels(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((4, 30, 20, 3, 1), np.float32))  # frames, joints, channels
+    options = {"layout": get_layout("kinect_v1"), "num_channels": 3}
+    with pytest.raises(DataError, match=r"30 channels .*numpy\.transpose") as caught:
+        check_dataset(tmp_path / "a.npy", None, **options)
+    assert len(caught.value.problems) == 1
+    np.save(tmp_path / "b.npy", np.ones((4, 30, 5, 20, 1), np.float32))
+    assert check_dataset(tmp_path / "b.npy", None, layout=get_layout("kinect_v1"), num_channels=30).shape[1] == 30
+
+
 def test_values_beyond_float32_are_found(tmp_path: Path) -> None:
     array = make_array(dtype="float64")
     array[1, 2, 3, 4, 0] = -1e39

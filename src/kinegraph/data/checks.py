@@ -8,11 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
-from kinegraph.data.arrays import NonFiniteCount, cast_to_float32, iterate_blocks, open_array, release_pages
+from kinegraph.data.arrays import (
+    AXES,
+    AXIS_LETTERS,
+    NonFiniteCount,
+    cast_to_float32,
+    iterate_blocks,
+    open_array,
+    release_pages,
+)
 from kinegraph.data.labels import Labels, read_labels
 from kinegraph.errors import DataError, Problem
 from kinegraph.skeleton.layouts import Layout, find_layouts
 
+MOST_CHANNELS = 12
+"""More, unasked for, are no coordinates but another axis."""
 MAX_INFERRED_CLASSES = 10_000
 SHOWN = 5
 MAX_SCANNED_VALUES = 2**28
@@ -89,6 +99,11 @@ def check_shape(
 ) -> list[Problem]:
     """Joints against the layout and channels against the model, for a shape (N, C, T, V, M)."""
     problems = []
+    if num_channels is not None and num_channels != shape[1] > MOST_CHANNELS:
+        # What follows would advise to train on frames or joints as channels
+        expected = f"clips {AXIS_LETTERS}: {', '.join(AXES)}"
+        hint = "numpy.transpose puts axes in order. Channels are coordinates: x, y, perhaps z and a score."
+        return [Problem(where, f"{shape[1]} channels in shape {shape}", expected, hint)]
     if layout is not None and shape[3] != layout.num_joints:
         fitting = find_layouts(shape[3])
         hint = f"No known layout has {shape[3]} joints: set model.graph_layout to a YAML file that describes it."
