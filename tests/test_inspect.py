@@ -206,6 +206,8 @@ def test_an_array_of_zeros_without_labels(tmp_path: Path) -> None:
 def test_unreadable_files_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         inspect_dataset(tmp_path / "a.npy")
+    with pytest.raises(DataError, match=r"(?s)a\.npy: got no such file.*a\.pkl: got no such file"):
+        inspect_dataset(tmp_path / "a.npy", tmp_path / "a.pkl")
     np.save(tmp_path / "a.npy", make_array())
     with pytest.raises(DataError, match="no such file"):
         inspect_dataset(tmp_path / "a.npy", tmp_path / "a.pkl")

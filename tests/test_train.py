@@ -19,7 +19,7 @@ from kinegraph import run_checkpoints
 from kinegraph.actions import train
 from kinegraph.errors import CheckpointError, KinegraphError, SpecError, StorageError, UserError
 from kinegraph.fit import _Trainer
-from kinegraph.models.checkpoint import read_checkpoint
+from kinegraph.models.checkpoint import build_from_checkpoint, read_checkpoint
 from small_runs import make_spec, write_clips, write_small_data
 
 FINAL = "model_epoch_001_step_00006.pth"
@@ -382,6 +382,24 @@ def test_options_without_effect_are_named_once_somebody_chose_them(data: Path) -
     log = (data / "results/train/log.txt").read_text()
     assert "train.optim.patience has no effect" in log and "lr_decay" not in log
     assert "model.fusion_weights has no effect" not in log
+
+
+@pytest.mark.parametrize("are_right", [True, False])
+def test_a_temperature_at_its_bound_is_named(data: Path, are_right: bool) -> None:
+    train(make_spec(data, num_epochs=1))
+    pretrained = data / "results/train/pc_model_latest.pth"
+    network = build_from_checkpoint(read_checkpoint(pretrained), str(pretrained)).eval()
+    with torch.inference_mode():
+        logits = network(torch.from_numpy(np.load(data / "val_data.npy")))
+    labels = logits.argmax(1) if are_right else logits.argmin(1)
+    (data / "val_label.json").write_text(json.dumps(labels.tolist()))
+    spec = make_spec(data, results="tuned", num_epochs=1, optim={"lr": 0.0})
+    spec["dataset"]["label_map"] = {"class_0": 0, "class_1": 1, "class_2": 2}
+    spec["model"]["pretrained_model_path"] = str(pretrained)
+    train(spec)
+    tuned = read_checkpoint(data / "tuned/train/pc_model_latest.pth")
+    assert (tuned.temperature > 19.9) != are_right
+    assert ("train.temperature was fitted to 20" in (data / "tuned/train/log.txt").read_text()) != are_right
 
 
 def test_a_child_process_tells_its_error(data: Path) -> None:

@@ -65,6 +65,11 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
     return math.exp((low + high) / 2)
 
 
+def is_at_bound(temperature: float) -> bool:
+    """Whether a fitted temperature would be larger if that were allowed: the logits tell next to nothing."""
+    return temperature > 0.999 * LARGEST_TEMPERATURE
+
+
 def _find_wanted_mean(values: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
     """The mean over clips of the logit that the labels expect, the additional clip included."""
     rows = np.arange(len(values))

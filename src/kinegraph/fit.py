@@ -204,6 +204,7 @@ class _Trainer:
             self.log.close()
         return {
             "metrics": {**self.metrics, "best": self.keeper.best, "train_seconds": self.position.seconds},
+            "temperature": self.temperature,
         }
 
     def _train_epoch(self) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 from lightning_fabric import Fabric
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from kinegraph.calibration import is_at_bound
 from kinegraph.config import get_value
 from kinegraph.data.augment import choose_augmentation
 from kinegraph.data.checks import DatasetInfo, check_dataset, infer_classes
@@ -86,6 +87,11 @@ def train(spec: Spec, run: Run) -> Result:
     run.write_experiment(spec)
     _notice_ineffective_options(spec, run)
     outcome = _launch(build_fabric(devices, precision), job)
+    if not spec.train.temperature and is_at_bound(outcome["temperature"]):
+        run.warn(
+            f"train.temperature was fitted to {outcome['temperature']:.3g}, the end of what is allowed: probabilities "
+            "say little. The validation clips are hardly told apart, or their labels are not those of training."
+        )
     return Result(outcome["metrics"], list_files(run))
 
 

@@ -15,6 +15,7 @@ from kinegraph.data.input_checks import find_score_channel
 from kinegraph.data.labels import Labels, read_labels
 from kinegraph.data.missing import MaskedClips
 from kinegraph.data.normalise import measure
+from kinegraph.errors import DataError, Problem, UserError
 from kinegraph.skeleton.layouts import find_layouts, get_layout
 from kinegraph.spec_input import InputSpec
 
@@ -126,6 +127,23 @@ def _scan_blocks(array: np.ndarray, body: Body | None) -> tuple[_Scan, np.ndarra
     return scan, sizes[scan.count_coordinates()].find_odd()
 
 
+def _open_both(data_path: str | Path, label_path: str | Path | None) -> tuple[np.ndarray, Labels | None]:
+    """The array and its labels; a DataError names what is wrong with both."""
+    problems: list[Problem] = []
+    array = labels = None
+    try:
+        array = open_array(data_path)
+    except UserError as error:
+        problems += error.problems
+    try:
+        labels = read_labels(label_path) if label_path else None
+    except UserError as error:
+        problems += error.problems
+    if array is None or problems:
+        raise DataError(*problems)
+    return array, labels
+
+
 def inspect_dataset(data_path: str | Path, label_path: str | Path | None = None) -> dict[str, Any]:
     """Describe an array (N, C, T, V, M) and its labels as plain data, ready for JSON.
 
@@ -133,8 +151,7 @@ def inspect_dataset(data_path: str | Path, label_path: str | Path | None = None)
     zero; ranges are taken over the joints that are there. Faults that allow a description stand under
     `problems`; a file that cannot be read is a DataError. Reads the array once, in blocks, with flat memory.
     """
-    labels = read_labels(label_path) if label_path else None
-    array = open_array(data_path)
+    array, labels = _open_both(data_path, label_path)
     layouts = find_layouts(array.shape[3])
     layout = get_layout(layouts[0]) if len(layouts) == 1 else None
     scan, odd = _scan_blocks(array, find_body(layout) if layout else None)
