@@ -25,11 +25,12 @@ from kinegraph.data.pipeline import InputPipeline
 from kinegraph.data.transforms import TrainingAugmentation
 from kinegraph.devices import apply_settings
 from kinegraph.errors import KinegraphError, Problem, UserError
+from kinegraph.label_doubt import LabelDoubt, report_doubt
 from kinegraph.models import build_model
 from kinegraph.models.checkpoint import Checkpoint, load_pretrained, read_checkpoint
 from kinegraph.models.late_fusion import LateFusion
 from kinegraph.optim import LearningRateSchedule, build_optimizer
-from kinegraph.run import connect_log, find_encryption_key, format_duration, format_eta, redact, show_messages
+from kinegraph.run import connect_log, find_encryption_key, redact, show_messages
 from kinegraph.run_checkpoints import CheckpointKeeper
 from kinegraph.spec import ModelSpec, Spec
 from kinegraph.storage import write_json
@@ -94,6 +95,8 @@ class _Trainer:
         resumed = read_checkpoint(job.resume_path, key) if job.resume_path else None
         decay = self.spec.train.ema_decay
         self.average = WeightAverage(self.network, decay) if decay > 0 else None
+        threshold = self.spec.train.label_doubt
+        self.doubt = LabelDoubt(len(self.train_set), threshold) if threshold > 0 else None
         self.temperature = self.spec.train.temperature or (resumed.temperature if resumed else 1.0)
         self._load_weights(resumed, key)
         optimizer = build_optimizer(self.spec.train.optim, self.network.parameters())
@@ -147,6 +150,8 @@ class _Trainer:
         for group, given in zip(optimizer.param_groups, options, strict=True):
             group.update(given)  # the spec's weight decay and momentum, which may have changed since
         self.schedule.load_state_dict(training["schedule"])
+        if self.doubt and training.get("label_doubt"):
+            self.doubt.load_state(training["label_doubt"], self.run.writes)
         totals = Totals(*training["totals"]) if self.run.writes else Totals()
         position = Position(training["epoch"], training["step"], training["global_step"], training["seconds"], totals)
         return position, training["best"]
@@ -194,12 +199,16 @@ class _Trainer:
             left_s = step_s * self.num_batches * (last_epoch - epoch - 1)
             steps = self.position.global_step - steps_before
             # Before the checkpoint: a kill in between repeats the epoch, and the repetition replaces the row
-            self._report(epoch, losses, learning_rate, now_s - epoch_started_s, steps, left_s)
+            if self.log:
+                row = {"epoch": epoch, "step": self.position.global_step, "lr": learning_rate, **losses}
+                self.log.report_epoch(row, losses, now_s - epoch_started_s, steps, self.num_batches, left_s)
             self._finish_epoch(epoch, losses)
             if has_ended(epoch + 1, self.keeper.best, train) and epoch + 1 < last_epoch:
                 self.run.info(f"Stopped early: no gain in {train.early_stopping} epochs (train.early_stopping).")
                 break
         self._count_seconds()
+        if self.doubt and self.run.writes:
+            report_doubt(self.doubt, self.job)
         if self.log:
             self.log.close()
         return {
@@ -231,7 +240,8 @@ class _Trainer:
         clips = self.augment(batch.data, batch.index, number_of_pass)
         mixed = mix_clips(clips, batch.labels, train.mixup)
         logits = self.model(mixed.clips)
-        loss = self.loss(logits, mixed, self.teacher.compute(mixed.clips) if self.teacher else None)
+        learned = self._choose_learned(batch, logits, mixed)
+        loss = self.loss(logits, mixed, self.teacher.compute(mixed.clips) if self.teacher else None, learned)
         value = loss.item()
         if not math.isfinite(value):
             where = f"training, epoch {self.position.epoch}, step {self.position.global_step}"
@@ -247,6 +257,15 @@ class _Trainer:
         if self.average:
             self.average.update(self.network, self.position.global_step)
         self._count_batch(value, logits.detach(), mixed)
+
+    def _choose_learned(self, batch: Batch, logits: Tensor, mixed: MixedBatch) -> Tensor | None:
+        """Which clips of a batch to learn from, (n,), or None: all."""
+        if self.doubt is None:
+            return None
+        fused = self.network.fuse(logits) if isinstance(self.network, LateFusion) else logits
+        self.doubt.note(batch.index, fused, mixed.labels)
+        learned = self.doubt.find_trusted(batch.index, self.position.epoch / self.spec.train.num_epochs)
+        return learned.to(logits.device)
 
     def _count_batch(self, loss: float, logits: Tensor, mixed: MixedBatch) -> None:
         count = len(mixed.labels)
@@ -276,6 +295,8 @@ class _Trainer:
             losses if is_planned else {name: losses[name] for name in ("train_loss", "train_acc")}
         )
         self.metrics |= losses
+        if self.doubt:
+            self.doubt.finish_epoch(self._reduce_tensor)
         position.epoch, position.step, position.totals = epoch + 1, 0, Totals()
         done = epoch + 1 if train.checkpoint_interval_unit == "epoch" else position.global_step
         on_interval = done % train.checkpoint_interval == 0 or is_last
@@ -313,11 +334,18 @@ class _Trainer:
         reduced: Any = self.fabric.all_reduce(values, reduce_op="sum")
         return Totals(*reduced.tolist())
 
+    def _reduce_tensor(self, values: Tensor, how: str) -> Tensor:
+        if self.fabric.world_size == 1:
+            return values
+        reduced: Any = self.fabric.all_reduce(values.clone().to(self.fabric.device), reduce_op=how)
+        return reduced.cpu()  # type: ignore[no-any-return]
+
     def _save(self, epoch: int) -> None:
         totals = self._reduce(self.position.totals)
+        doubt = {"label_doubt": self.doubt.make_state(self._reduce_tensor)} if self.doubt else {}
         self._count_seconds()
         if self.run.writes:
-            self.keeper.save(epoch, self.position.global_step, lambda: self._make_checkpoint(totals))
+            self.keeper.save(epoch, self.position.global_step, lambda: self._make_checkpoint(totals, doubt))
         self.fabric.barrier()
 
     def _count_seconds(self) -> None:
@@ -325,7 +353,7 @@ class _Trainer:
         self.position.seconds += now_s - self.counted_s
         self.counted_s = now_s
 
-    def _make_checkpoint(self, totals: Totals) -> Checkpoint:
+    def _make_checkpoint(self, totals: Totals, doubt: dict[str, Any]) -> Checkpoint:
         job, position = self.job, self.position
         network = self.average.network if self.average else self.network
         raw = {"weights": _copy_weights(self.network)} if self.average else {}
@@ -354,39 +382,8 @@ class _Trainer:
                 "precision": job.precision,
                 "world_size": self.fabric.world_size,
                 **raw,
+                **doubt,
             },
-        )
-
-    def _report(
-        self, epoch: int, losses: dict[str, float], learning_rate: float, epoch_s: float, steps: int, left_s: float
-    ) -> None:
-        train, position = self.spec.train, self.position
-        if self.log is None:
-            return
-        row = {
-            "epoch": epoch,
-            "step": position.global_step,
-            "lr": learning_rate,
-            **losses,
-            "seconds": round(epoch_s, 3),
-        }
-        self.log.write_epoch(row)
-        numbers = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
-        eta = f", {format_duration(left_s)} left" if epoch < find_last_epoch(train) - 1 else ""
-        self.run.info(
-            f"epoch {epoch + 1} of {train.num_epochs}: {numbers}  lr {learning_rate:.4g}  ({epoch_s:.1f} s{eta})"
-        )
-        self.run.write_status(
-            "RUNNING",
-            f"Epoch {epoch + 1} of {train.num_epochs} is done.",
-            kpi=losses,
-            epoch=epoch,
-            step=position.global_step,
-            max_epoch=train.num_epochs - 1,
-            max_step=train.num_epochs * self.num_batches,
-            time_per_epoch=format_eta(epoch_s / max(steps, 1) * self.num_batches),
-            time_per_step=format_eta(epoch_s / max(steps, 1)),
-            eta=format_eta(left_s),
         )
 
 

@@ -152,6 +152,11 @@ def _find_training_conflicts(spec: Spec) -> list[Problem]:
     if 0 < train.temperature < SMALLEST_TEMPERATURE:
         expected = f"0, to fit it, or at least {SMALLEST_TEMPERATURE}"
         problems.append(Problem("train.temperature", f"{train.temperature:g}", expected))
+    if train.label_doubt > 0 and train.mixup > 0:
+        expected = "train.mixup 0 or train.label_doubt 0: the answer to two mixed clips tells nothing about one's label"
+        problems.append(
+            Problem("train.label_doubt", f"{train.label_doubt:g} with train.mixup {train.mixup:g}", expected)
+        )
     if train.stop_after_epoch == 0:
         problems.append(Problem("train.stop_after_epoch", "0", "-1 or a number of epochs of at least 1"))
     optim = train.optim

@@ -105,6 +105,13 @@ class TrainSpec:
     mixup: float = option(
         0.0, "mix pairs of clips with shares from Beta(mixup, mixup); 0: off", minimum=0, search=SearchRange(0.0, 1.0)
     )
+    label_doubt: float = option(
+        0.0,
+        "leave out training clips for which the network's average answer gives another class so much more probability "
+        "than the label; 0: learn from all",
+        minimum=0,
+        maximum=1,
+    )
     ema_decay: float = option(
         0.0, "keep a moving average of the weights, which is the model then; 0: off", minimum=0, maximum=0.99999
     )

@@ -78,6 +78,7 @@ def train(spec: Spec, run: Run) -> Result:
         pipeline=pipeline,
         augment=augment,
         train_labels=train_info.labels.labels,
+        train_names=train_info.labels.names,
         val_labels=val_info.labels.labels,
         seed=secrets.randbelow(2**31) if seed < 0 else seed,
         fingerprint=fingerprint,

@@ -11,10 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kinegraph.run import Run, find_encryption_key, redact
+from kinegraph.run import Run, find_encryption_key, format_duration, format_eta, redact
 from kinegraph.run_files import METRICS_NAME
 from kinegraph.spec import WandbSpec
 from kinegraph.storage import write_atomically
+from kinegraph.training_job import find_last_epoch
 
 COLUMNS = ("epoch", "step", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "seconds")
 
@@ -48,6 +49,31 @@ class TrainLog:
             except Exception as error:  # a tracker must never fail a run
                 self.run.warn(f"Weights & Biases stopped: {type(error).__name__}: {error}")
                 self.wandb = None
+
+    def report_epoch(
+        self, row: dict[str, Any], losses: dict[str, float], epoch_s: float, steps: int, num_batches: int, left_s: float
+    ) -> None:
+        """Log an epoch of so many steps, and tell the user and status.json about it.
+
+        num_batches: steps of a whole epoch, of which a resumed run may have done some before.
+        """
+        self.write_epoch({**row, "seconds": round(epoch_s, 3)})
+        train, epoch, step_s = self.run.spec.train, row["epoch"], epoch_s / max(steps, 1)
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
+        eta = f", {format_duration(left_s)} left" if epoch < find_last_epoch(train) - 1 else ""
+        self.run.info(f"epoch {epoch + 1} of {train.num_epochs}: {numbers}  lr {row['lr']:.4g}  ({epoch_s:.1f} s{eta})")
+        self.run.write_status(
+            "RUNNING",
+            f"Epoch {epoch + 1} of {train.num_epochs} is done.",
+            kpi=losses,
+            epoch=epoch,
+            step=row["step"],
+            max_epoch=train.num_epochs - 1,
+            max_step=train.num_epochs * num_batches,
+            time_per_epoch=format_eta(step_s * num_batches),
+            time_per_step=format_eta(step_s),
+            eta=format_eta(left_s),
+        )
 
     def close(self) -> None:
         """Finish the trackers."""

@@ -15,7 +15,9 @@ from kinegraph.spec_train import TrainSpec
 
 @dataclass
 class TrainingJob:
-    """What every process of a training run gets. Labels are int64 arrays, one for each clip."""
+    """What every process of a training run gets. Labels are int64 arrays, names a list, one for each
+    clip.
+    """
 
     run: Run
     layout: Layout
@@ -24,6 +26,7 @@ class TrainingJob:
     pipeline: InputPipeline
     augment: AugmentSpec
     train_labels: Any
+    train_names: list[str]
     val_labels: Any
     seed: int
     fingerprint: dict[str, Any]

@@ -53,8 +53,24 @@ class TrainingLoss:
         self.options = options
         self.class_weights = class_weights
 
-    def __call__(self, logits: Tensor, batch: MixedBatch, teacher_logits: Tensor | None = None) -> Tensor:
-        """Logits (N, classes), or (streams, N, classes): the sum of the losses of the streams."""
+    def __call__(
+        self,
+        logits: Tensor,
+        batch: MixedBatch,
+        teacher_logits: Tensor | None = None,
+        learned: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (N, classes), or (streams, N, classes): the sum of the losses of the streams.
+
+        learned: which clips count, (N,); None: all. Where none does the loss is 0.
+        """
+        if learned is not None and not learned.all():
+            if not learned.any():
+                return 0 * logits.sum()
+            others = batch.others[learned]
+            chosen = MixedBatch(batch.clips[learned], batch.labels[learned], others, batch.share)
+            teacher_logits = None if teacher_logits is None else teacher_logits[learned]
+            return self(logits[..., learned, :], chosen, teacher_logits)
         if logits.ndim == 3:
             return torch.stack([self(each, batch, teacher_logits) for each in logits]).sum()
         loss = self._compare(logits, batch.labels)
