@@ -109,6 +109,6 @@ def report_doubt(doubt: LabelDoubt, job: TrainingJob) -> None:
     write_csv(path, ["number", "name", "label", "answer", "margin"], rows)
     if clips:
         job.run.info(
-            f"{len(clips)} of {len(doubt.margins)} training clips were not learned from at the end, as their labels are in "
-            f"doubt (train.label_doubt). Look at them, the most doubtful come first: {path}"
+            f"{len(clips)} of {len(doubt.margins)} training clips were not learned from at the end, as their "
+            f"labels are in doubt (train.label_doubt). Look at them, the most doubtful come first: {path}"
         )
