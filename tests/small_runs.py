@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +49,25 @@ def write_small_data(folder: Path) -> None:
     """13 training clips (3 batches of 4, one clip dropped) and 6 validation clips of 3 classes."""
     write_clips(folder, "train", 13, seed=1)
     write_clips(folder, "val", 6, seed=2)
+
+
+DIE_IN_STEP = """
+import json, os, signal, sys
+from kinegraph.actions import train
+from kinegraph.fit import _Trainer
+original, calls = _Trainer._train_step, []
+def step(self, *arguments):
+    calls.append(1)
+    if len(calls) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(self, *arguments)
+_Trainer._train_step = step
+train(json.loads(sys.argv[1]))
+"""
+
+
+def train_until_killed(spec: dict[str, Any], step: int) -> None:
+    """Train in a process of its own that is killed (SIGKILL) when it begins this step, counted from 1."""
+    words = [sys.executable, "-c", DIE_IN_STEP, json.dumps(spec), str(step)]
+    done = subprocess.run(words, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +23,7 @@ from kinegraph.models.checkpoint import read_checkpoint
 from kinegraph.run_files import DOUBTED_NAME, LATEST_NAME
 from kinegraph.spec_train import TrainSpec
 from kinegraph.training_loss import MixedBatch, TrainingLoss
-from small_runs import make_spec, write_clips
+from small_runs import make_spec, train_until_killed, write_clips
 
 NUM_CLIPS, CLASSES = 96, 3
 WRONG = (4, 17, 30)
@@ -91,7 +89,8 @@ def test_margins_are_averages_of_what_the_definition_says(seed: int, epochs: int
             expected[clip] = MEMORY * expected[clip] + (1 - MEMORY) * np.mean(margins)
     np.testing.assert_allclose(doubt.margins.numpy(), expected, atol=1e-12)
     order = [int(i) for i in np.argsort(-expected, kind="stable") if expected[i] > 0.1]
-    assert doubt.list_doubted() == order
+    assert doubt.list_doubted(START) == order
+    assert doubt.list_doubted(START - 0.01) == []
     everybody = torch.arange(6)
     assert doubt.find_trusted(everybody, START - 0.01).all()
     assert doubt.find_trusted(everybody, START).tolist() == [margin <= 0.1 for margin in expected]
@@ -145,30 +144,13 @@ def test_mixed_clips_tell_nothing_about_labels(data: Path) -> None:
         train(make_small(data, mixup=0.5))
 
 
-DIE_IN_STEP = """
-import json, os, signal, sys
-from kinegraph.actions import train
-from kinegraph.fit import _Trainer
-original, calls = _Trainer._train_step, []
-def step(self, *arguments):
-    calls.append(1)
-    if len(calls) == 95:
-        os.kill(os.getpid(), signal.SIGKILL)
-    original(self, *arguments)
-_Trainer._train_step = step
-train(json.loads(sys.argv[1]))
-"""
-
-
 def test_a_killed_run_ends_as_an_undisturbed_one(data: Path) -> None:
     """Killed in step 11 of an epoch, with the last checkpoint after step 6 of it: half an epoch is in the state."""
     options = {"num_epochs": 12, "checkpoint_interval": 6, "checkpoint_interval_unit": "step"}
     for name in ("whole", "killed"):
         spec = make_small(data, name, **options)
         if name == "killed":
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            words = [sys.executable, "-c", DIE_IN_STEP, json.dumps(spec)]
-            assert subprocess.run(words, env=environment, capture_output=True).returncode == -signal.SIGKILL
+            train_until_killed(spec, step=95)
         train(spec)
     whole, killed = (read_checkpoint(data / name / "train" / LATEST_NAME) for name in ("whole", "killed"))
     assert whole.training is not None and killed.training is not None

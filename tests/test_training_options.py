@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +29,7 @@ from kinegraph.spec_train import TrainSpec
 from kinegraph.training_job import has_ended
 from kinegraph.training_loss import MixedBatch, TrainingLoss, mix_clips, weigh_classes
 from kinegraph.weight_average import WeightAverage
-from small_runs import LAYOUT, make_spec, write_small_data
+from small_runs import LAYOUT, make_spec, train_until_killed, write_small_data
 
 SMALL = {"model_type": "EF-GCN", "depth": 1, "width": 0.25}
 STREAMS = ["joint", "bone", "joint_motion"]
@@ -176,20 +173,6 @@ def test_a_run_that_stopped_early_is_complete(data: Path) -> None:
 
 ALL_OPTIONS = {"label_smoothing": 0.1, "mixup": 0.4, "ema_decay": 0.9, "num_epochs": 3}
 
-DIE_IN_STEP = """
-import json, os, signal, sys
-from kinegraph.actions import train
-from kinegraph.fit import _Trainer
-original, calls = _Trainer._train_step, []
-def step(self, *arguments):
-    calls.append(1)
-    if len(calls) == 6:
-        os.kill(os.getpid(), signal.SIGKILL)
-    original(self, *arguments)
-_Trainer._train_step = step
-train(json.loads(sys.argv[1]))
-"""
-
 
 @pytest.mark.parametrize("late", [False, True])
 def test_a_killed_run_with_every_option_ends_as_an_undisturbed_one(data: Path, late: bool) -> None:
@@ -198,8 +181,7 @@ def test_a_killed_run_with_every_option_ends_as_an_undisturbed_one(data: Path, l
         spec = make_small(data, name, late, **ALL_OPTIONS)
         spec["dataset"] |= {"balance": "sampling"}
         if name == "killed":
-            done = subprocess.run([sys.executable, "-c", DIE_IN_STEP, json.dumps(spec)], capture_output=True)
-            assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+            train_until_killed(spec, step=6)
         train(spec)
         results.append(read_checkpoint(data / name / "train/pc_model_latest.pth"))
     first, second = results

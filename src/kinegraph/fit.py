@@ -207,8 +207,6 @@ class _Trainer:
                 self.run.info(f"Stopped early: no gain in {train.early_stopping} epochs (train.early_stopping).")
                 break
         self._count_seconds()
-        if self.doubt and self.run.writes:
-            report_doubt(self.doubt, self.job)
         if self.log:
             self.log.close()
         return {
@@ -240,7 +238,8 @@ class _Trainer:
         clips = self.augment(batch.data, batch.index, number_of_pass)
         mixed = mix_clips(clips, batch.labels, train.mixup)
         logits = self.model(mixed.clips)
-        learned = self._choose_learned(batch, logits, mixed)
+        answers = self.network.fuse(logits.detach()) if isinstance(self.network, LateFusion) else logits.detach()
+        learned = self._choose_learned(batch, answers)
         loss = self.loss(logits, mixed, self.teacher.compute(mixed.clips) if self.teacher else None, learned)
         value = loss.item()
         if not math.isfinite(value):
@@ -256,23 +255,22 @@ class _Trainer:
         self.optimizer.step()
         if self.average:
             self.average.update(self.network, self.position.global_step)
-        self._count_batch(value, logits.detach(), mixed)
+        self._count_batch(value, answers, mixed)
 
-    def _choose_learned(self, batch: Batch, logits: Tensor, mixed: MixedBatch) -> Tensor | None:
+    def _choose_learned(self, batch: Batch, answers: Tensor) -> Tensor | None:
         """Which clips of a batch to learn from, (n,), or None: all."""
         if self.doubt is None:
             return None
-        fused = self.network.fuse(logits) if isinstance(self.network, LateFusion) else logits
-        self.doubt.note(batch.index, fused, mixed.labels)
+        self.doubt.note(batch.index, answers, batch.labels)
         learned = self.doubt.find_trusted(batch.index, self.position.epoch / self.spec.train.num_epochs)
-        return learned.to(logits.device)
+        return learned.to(answers.device)
 
-    def _count_batch(self, loss: float, logits: Tensor, mixed: MixedBatch) -> None:
+    def _count_batch(self, loss: float, answers: Tensor, mixed: MixedBatch) -> None:
         count = len(mixed.labels)
         if isinstance(self.network, LateFusion):
-            loss, logits = loss / len(logits), self.network.fuse(logits)
-        answers = logits.argmax(1)
-        right = [(answers == labels).sum().item() for labels in (mixed.labels, mixed.others)]
+            loss /= len(self.network.branches)
+        chosen = answers.argmax(1)
+        right = [(chosen == labels).sum().item() for labels in (mixed.labels, mixed.others)]
         self.position.totals.add(loss * count, mixed.share * right[0] + (1 - mixed.share) * right[1], count)
 
     def _measure_epoch(self, epoch: int, validates: bool) -> dict[str, float]:
@@ -301,7 +299,11 @@ class _Trainer:
         done = epoch + 1 if train.checkpoint_interval_unit == "epoch" else position.global_step
         on_interval = done % train.checkpoint_interval == 0 or is_last
         is_best = is_planned and self.keeper.note_metrics(losses, epoch, position.global_step, on_interval)
-        if on_interval or is_best or has_ended(epoch + 1, self.keeper.best, train):
+        ends = has_ended(epoch + 1, self.keeper.best, train)
+        if ends and self.doubt and self.run.writes:
+            # Before the checkpoint, after which nothing would make up for it
+            report_doubt(self.doubt, self.job, epoch / train.num_epochs)
+        if on_interval or is_best or ends:
             self._save(epoch)
 
     def _validate(self, is_planned: bool) -> dict[str, float]:

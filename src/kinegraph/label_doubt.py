@@ -72,33 +72,34 @@ class LabelDoubt:
     def make_state(self, reduce: Reduce) -> dict[str, Tensor]:
         """Plain tensors for a checkpoint; what all processes have of an epoch that is not over is added up."""
         return {
-            "margins": self.margins.clone(),
-            "answers": self.answers.clone(),
-            "sums": reduce(self.sums, "sum").clone(),
-            "counts": reduce(self.counts, "sum").clone(),
-            "new_answers": reduce(self.new_answers, "max").clone(),
+            "margins": self.margins,
+            "answers": self.answers,
+            "sums": reduce(self.sums, "sum"),
+            "counts": reduce(self.counts, "sum"),
+            "new_answers": reduce(self.new_answers, "max"),
         }
 
     def load_state(self, state: dict[str, Tensor], is_first: bool) -> None:
         """Go on from `make_state`. The epoch that is not over goes to the first process alone."""
-        self.margins, self.answers = state["margins"].clone(), state["answers"].clone()
+        self.margins, self.answers = state["margins"], state["answers"]
         self._start_epoch()
         if is_first:
-            self.sums, self.counts = state["sums"].clone(), state["counts"].clone()
-            self.new_answers = state["new_answers"].clone()
+            self.sums, self.counts, self.new_answers = state["sums"], state["counts"], state["new_answers"]
 
-    def list_doubted(self) -> list[int]:
-        """The clips that are left out, those with the widest margin first."""
-        doubted = torch.nonzero(self.margins > self.threshold)[:, 0]
+    def list_doubted(self, share: float) -> list[int]:
+        """The clips that are left out when this share of the epochs is done, those with the widest margin first."""
+        doubted = torch.nonzero(~self.find_trusted(torch.arange(len(self.margins)), share))[:, 0]
         order: list[int] = doubted[self.margins[doubted].argsort(descending=True, stable=True)].tolist()
         return order
 
 
-def report_doubt(doubt: LabelDoubt, job: TrainingJob) -> None:
-    """Write the clips that were left out at the end to doubted_labels.csv in the run folder, and tell the user."""
+def report_doubt(doubt: LabelDoubt, job: TrainingJob, share: float) -> None:
+    """Write the clips that are left out, when training ends with this share of the epochs done, to doubted_labels.csv
+    in the run folder, and tell the user.
+    """
     path = job.run.folder / DOUBTED_NAME
     class_names = sorted(job.label_map, key=lambda name: job.label_map[name])
-    clips = doubt.list_doubted()
+    clips = doubt.list_doubted(share)
     rows = [
         [
             *(i, job.train_names[i], class_names[job.train_labels[i]], class_names[int(doubt.answers[i])]),

@@ -15,9 +15,7 @@ from kinegraph.spec_train import TrainSpec
 
 @dataclass
 class TrainingJob:
-    """What every process of a training run gets. Labels are int64 arrays, names a list, one for each
-    clip.
-    """
+    """What every process of a training run gets. Labels are int64 arrays, one for each clip, as are names."""
 
     run: Run
     layout: Layout

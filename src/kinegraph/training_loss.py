@@ -67,8 +67,7 @@ class TrainingLoss:
         if learned is not None and not learned.all():
             if not learned.any():
                 return 0 * logits.sum()
-            others = batch.others[learned]
-            chosen = MixedBatch(batch.clips[learned], batch.labels[learned], others, batch.share)
+            chosen = MixedBatch(batch.clips[learned], batch.labels[learned], batch.others[learned], batch.share)
             teacher_logits = None if teacher_logits is None else teacher_logits[learned]
             return self(logits[..., learned, :], chosen, teacher_logits)
         if logits.ndim == 3:
