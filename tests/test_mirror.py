@@ -216,6 +216,27 @@ def test_best_json_never_names_what_is_not_there(tmp_path: Path, uri: str, monke
     assert sorted(read_all(uri)) == ["best.json", "model_299.pth"]
 
 
+def test_best_json_written_between_the_two_lists_of_a_round(
+    tmp_path: Path, uri: str, uploads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is up only after what it names, also when a training writes the first of both while a round lists files."""
+    copy = open_mirror(tmp_path / "a", uri)
+    scan, scans = copy._scan, 0
+
+    def scan_while_a_training_writes() -> dict[str, tuple[int, int]]:
+        nonlocal scans
+        scans += 1
+        if scans == 2:
+            (copy.folder / "model_1.pth").write_text("x")
+            write_json(copy.folder / "best.json", {"file": "model_1.pth"})
+        return scan()
+
+    monkeypatch.setattr(copy, "_scan", scan_while_a_training_writes)
+    copy.upload_all()
+    copy.upload_all()
+    assert uploads == ["model_1.pth", "best.json"]
+
+
 def test_thread_uploads_as_the_folder_changes(tmp_path: Path, uri: str) -> None:
     copy = open_mirror(tmp_path / "a", uri)
     copy.start()

@@ -139,10 +139,12 @@ class Mirror:
         try:
             here = self._scan()
             gone = [name for name in self._uploaded if name not in here]
-            # Read before the rest is listed: what they name is then among the rest
+            # Read before the rest is listed: what they name is then among the rest. One that is new since goes up in
+            # the next round: it may name what is written after the list was made
             held = {name: self._read_index(name) for name in here if self._is_index(name, here[name][0])}
             later = self._scan()
-            rest = sorted((name for name in later if name not in held), key=lambda name: self._rank(name))
+            rest = [name for name in later if name not in held and not self._is_index(name, later[name][0])]
+            rest.sort(key=lambda name: self._rank(name))
             for name in rest:
                 self._upload(name, later[name], self.folder / name)
             outdated = [name for name in held if self._is_outdated(name, here[name])]
