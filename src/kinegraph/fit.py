@@ -238,7 +238,9 @@ class _Trainer:
         clips = self.augment(batch.data, batch.index, number_of_pass)
         mixed = mix_clips(clips, batch.labels, train.mixup)
         logits = self.model(mixed.clips)
-        answers = self.network.fuse(logits.detach()) if isinstance(self.network, LateFusion) else logits.detach()
+        num_losses = len(logits) if logits.ndim == 3 else 1
+        network: Any = self.network
+        answers = network.fuse(logits.detach()) if logits.ndim == 3 else logits.detach()
         learned = self._choose_learned(batch, answers)
         loss = self.loss(logits, mixed, self.teacher.compute(mixed.clips) if self.teacher else None, learned)
         value = loss.item()
@@ -255,7 +257,7 @@ class _Trainer:
         self.optimizer.step()
         if self.average:
             self.average.update(self.network, self.position.global_step)
-        self._count_batch(value, answers, mixed)
+        self._count_batch(value / num_losses, answers, mixed)
 
     def _choose_learned(self, batch: Batch, answers: Tensor) -> Tensor | None:
         """Which clips of a batch to learn from, (n,), or None: all."""
@@ -267,8 +269,6 @@ class _Trainer:
 
     def _count_batch(self, loss: float, answers: Tensor, mixed: MixedBatch) -> None:
         count = len(mixed.labels)
-        if isinstance(self.network, LateFusion):
-            loss /= len(self.network.branches)
         chosen = answers.argmax(1)
         right = [(chosen == labels).sum().item() for labels in (mixed.labels, mixed.others)]
         self.position.totals.add(loss * count, mixed.share * right[0] + (1 - mixed.share) * right[1], count)

@@ -54,7 +54,7 @@ class WandbSpec:
 
 @dataclass(config=SPEC_CONFIG)
 class ModelSpec:
-    model_type: Literal["ST-GCN", "EF-GCN", "ST-GCN++", "CTR-GCN", "TD-GCN", "2s-AGCN", "DD-Net"] = option(
+    model_type: Literal["ST-GCN", "EF-GCN", "MB-GCN", "ST-GCN++", "CTR-GCN", "TD-GCN", "2s-AGCN", "DD-Net"] = option(
         "ST-GCN", "network"
     )
     pretrained_model_path: str = option("", "checkpoint whose weights training starts from", path="input")

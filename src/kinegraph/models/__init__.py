@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MODELS: dict[str, str] = {
     "ST-GCN": "kinegraph.models.st_gcn:STGCN",
     "EF-GCN": "kinegraph.models.ef_gcn:EFGCN",
+    "MB-GCN": "kinegraph.models.mb_gcn:MBGCN",
     "ST-GCN++": "kinegraph.models.st_gcn_pp:STGCNPP",
     "CTR-GCN": "kinegraph.models.ctr_gcn:CTRGCN",
     "TD-GCN": "kinegraph.models.td_gcn:TDGCN",

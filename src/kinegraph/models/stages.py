@@ -107,7 +107,7 @@ def refuse_causal_padding(options: ModelSpec) -> None:
     if options.temporal_padding == "causal":
         got = f"causal with {options.model_type}"
         expected = "symmetric, as its graphs look at all frames of a clip"
-        hint = "EF-GCN, ST-GCN, ST-GCN++ and DD-Net can be causal."
+        hint = "EF-GCN, MB-GCN, ST-GCN, ST-GCN++ and DD-Net can be causal."
         raise SpecError(Problem("model.temporal_padding", got, expected, hint))
 
 

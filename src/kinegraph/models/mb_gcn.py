@@ -1,0 +1,142 @@
+"""MB-GCN: a branch of blocks for each stream, which meet in the middle; each branch also learns to answer alone.
+
+From others: input branches that are fused before the main part of one network (EfficientGCN, Song et al., TPAMI 2022,
+section 3.2), and losses at a layer in the middle (Deeply-Supervised Nets, Lee et al., AISTATS 2015). The blocks are
+those of EF-GCN. What streams share from their first layer on, they learn by heart together: docs/decisions/0013-mb-gcn.md.
+
+Frames of padding and absent people (all zeros) do not count in the mean that is classified.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kinegraph.models.block_network import BlockNetwork
+from kinegraph.models.ef_gcn import DEPTH, Block
+from kinegraph.models.folded import ConcatenationLayer, FoldedNetwork, Layer, TemporalConvolutionLayer
+from kinegraph.models.layers import mean_over_real_frames
+from kinegraph.models.stages import normalise_joints, scale_channels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kinegraph.spec import ModelSpec
+
+BRANCH_STAGES = (32, 32)
+"""Channels of each branch; the second stage begins with stride 2."""
+MAIN_STAGES = (128,)
+"""Channels after the branches have met; each stage begins with stride 2."""
+BRANCH_STRIDE = 2 ** (len(BRANCH_STAGES) - 1)
+TOTAL_STRIDE = BRANCH_STRIDE * 2 ** len(MAIN_STAGES)
+
+
+class MBGCN(BlockNetwork):
+    """options.width scales the channels of every stage, options.depth is the number of blocks in each, 0: 2.
+
+    A stream is options.input_channels channels, in the order of the channels. The branches' own heads are used in
+    training only; a single stream has none.
+    """
+
+    total_stride = TOTAL_STRIDE
+
+    def __init__(
+        self,
+        options: ModelSpec,
+        adjacency: Tensor | NDArray[np.float32],
+        num_classes: int,
+        num_channels: int | None = None,
+    ) -> None:
+        num_channels = num_channels or options.input_channels
+        super().__init__(options, adjacency, num_channels)
+        num_streams = max(1, num_channels // options.input_channels)
+        self.stream_channels = num_channels // num_streams
+        self.branches = nn.ModuleList(
+            self._build_blocks(options, self.stream_channels, BRANCH_STAGES, 1) for _ in range(num_streams)
+        )
+        branch_channels = scale_channels(BRANCH_STAGES[-1], options)
+        self.blocks = self._build_blocks(options, num_streams * branch_channels, MAIN_STAGES, 2)
+        self.dropout = nn.Dropout(options.dropout)
+        self.fcn = nn.Linear(scale_channels(MAIN_STAGES[-1], options), num_classes)
+        heads = num_streams if num_streams > 1 else 0
+        self.branch_heads = nn.ModuleList(nn.Linear(branch_channels, num_classes) for _ in range(heads))
+
+    def _build_blocks(
+        self, options: ModelSpec, before: int, stages: tuple[int, ...], first_stride: int
+    ) -> nn.ModuleList:
+        blocks = []
+        for stage, channels in enumerate(stages):
+            after = scale_channels(channels, options)
+            for i in range(options.depth or DEPTH):
+                stride = 1 if i > 0 else first_stride if stage == 0 else 2
+                blocks.append(Block(before, after, self.A.sum(dim=0), stride, self.padding))
+                before = after
+        return nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, T, V, M) -> logits (N, classes); in training those of the network and of each branch (1 + streams, N,
+        classes), for a loss each.
+        """
+        parts = self._run_branches(x)
+        logits = self.classify(self._run_main(parts, x), x)
+        if not self.training or not self.branch_heads:
+            return logits
+        answers = [logits]
+        for part, head in zip(parts, self.branch_heads, strict=True):
+            features = part.unflatten(0, (x.shape[0], x.shape[4]))
+            answers.append(head(self.dropout(mean_over_real_frames(features, x, BRANCH_STRIDE))))
+        return torch.stack(answers)
+
+    def fuse(self, logits: Tensor) -> Tensor:
+        """What `forward` gives in training -> the answers of the network (N, classes)."""
+        return logits[0]
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, C, T, V, M) -> (N, M, C', T', V): the map whose mean is classified."""
+        return self._run_main(self._run_branches(x), x)
+
+    def _run_branches(self, x: Tensor) -> list[Tensor]:
+        """Clips -> a map (N*M, C', T', V) of each branch."""
+        streams = normalise_joints(x, self.data_bn).split(self.stream_channels, dim=1)
+        parts = []
+        for stream, branch in zip(streams, self.branches, strict=True):
+            y = stream.contiguous(memory_format=torch.channels_last)
+            for block in branch:  # type: ignore[attr-defined]
+                y = block(y)
+            parts.append(y)
+        return parts
+
+    def _run_main(self, parts: list[Tensor], x: Tensor) -> Tensor:
+        y = torch.cat(parts, dim=1).contiguous(memory_format=torch.channels_last)
+        for block in self.blocks:
+            y = block(y)
+        return y.unflatten(0, (x.shape[0], x.shape[4]))
+
+    def fold(self) -> FoldedNetwork:
+        """The same network for inference, as plain data."""
+        start = super().fold()
+        norm, main = start.layers[0], start.layers[1:]
+        layers: list[Layer] = [norm]
+        ends = []
+        for i, branch in enumerate(self.branches):
+            layers.append(self._choose_stream(i, norm.name))
+            for j, block in enumerate(branch):  # type: ignore[arg-type]
+                layers += block.fold(f"branch_{i}.block_{j}", layers[-1].name)
+            ends.append(layers[-1].name)
+        layers.append(ConcatenationLayer("branches", tuple(ends)))
+        # The blocks after the branches were written as if the normalisation came before them
+        met = [replace(layer, inputs=tuple("branches" if n == norm.name else n for n in layer.inputs)) for layer in main]
+        return replace(start, layers=(*layers, *met))
+
+    def _choose_stream(self, number: int, source: str) -> Layer:
+        """The channels of a stream, as a convolution."""
+        size = self.stream_channels
+        chosen = np.zeros((1, size * len(self.branches), size), np.float32)
+        chosen[0, number * size + np.arange(size), np.arange(size)] = 1
+        return TemporalConvolutionLayer(
+            f"branch_{number}.input", (source,), weight=chosen, bias=np.zeros(size, np.float32)
+        )
