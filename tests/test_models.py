@@ -69,7 +69,7 @@ def model() -> nn.Module:
 
 
 def test_there_are_as_many_cases_as_expected() -> None:
-    assert len(CASES) == len(set(CASES)) == 2 * 11 * 4 + 5 * 11 + 4 * 3
+    assert len(CASES) == len(set(CASES)) == 2 * 11 * 4 + 6 * 11 + 4 * 3
     assert {name for name, _, _ in CASES} == set(MODELS)
 
 
