@@ -46,7 +46,7 @@ def to_numpy(tensor: Tensor | None) -> Array:
     return tensor.detach().double().numpy()
 
 
-def normalise(x: Array, norm: nn.Module, rows: slice = slice(None)) -> Array:
+def normalise(x: Array, norm: nn.Module, rows: list[int] | slice = slice(None)) -> Array:
     """(C, ...): the normalisation in evaluation mode, or with so many of its rows."""
     names = ("weight", "bias", "running_mean", "running_var")
     shape = (-1,) + (1,) * (x.ndim - 1)
@@ -90,8 +90,8 @@ def test_answer_equals_its_definition(given: int, streams: int, padding: str) ->
         channels = range(given * i, given * (i + 1))
         # Rows of the normalisation: all channels of the first joint, then of the second
         rows = [joint * given * streams + channel for channel in channels for joint in range(17)]
-        y = clip[list(channels)].transpose(0, 2, 1).reshape(-1, 11)
-        y = normalise(y, model.data_bn, rows).reshape(given, 17, 11).transpose(0, 2, 1)  # type: ignore[arg-type]
+        flat = clip[list(channels)].transpose(0, 2, 1).reshape(-1, 11)
+        y = normalise(flat, model.data_bn, rows).reshape(given, 17, 11).transpose(0, 2, 1)
         for j, stride in enumerate((1, 1, 2, 1)):
             y = run_block(y, model.branches[i][j], stride, before)  # type: ignore[index]
         ends.append(y)

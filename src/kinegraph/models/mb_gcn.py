@@ -2,7 +2,7 @@
 
 From others: input branches that are fused before the main part of one network (EfficientGCN, Song et al., TPAMI 2022,
 section 3.2), and losses at a layer in the middle (Deeply-Supervised Nets, Lee et al., AISTATS 2015). The blocks are
-those of EF-GCN. What streams share from their first layer on, they learn by heart together: docs/decisions/0013-mb-gcn.md.
+those of EF-GCN. docs/decisions/0013-mb-gcn.md has what it was measured against.
 
 Frames of padding and absent people (all zeros) do not count in the mean that is classified.
 """
@@ -10,7 +10,7 @@ Frames of padding and absent people (all zeros) do not count in the mean that is
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -105,7 +105,8 @@ class MBGCN(BlockNetwork):
         parts = []
         for stream, branch in zip(streams, self.branches, strict=True):
             y = stream.contiguous(memory_format=torch.channels_last)
-            for block in branch:  # type: ignore[attr-defined]
+            blocks: Any = branch
+            for block in blocks:
                 y = block(y)
             parts.append(y)
         return parts
@@ -124,12 +125,14 @@ class MBGCN(BlockNetwork):
         ends = []
         for i, branch in enumerate(self.branches):
             layers.append(self._choose_stream(i, norm.name))
-            for j, block in enumerate(branch):  # type: ignore[arg-type]
+            blocks: Any = branch
+            for j, block in enumerate(blocks):
                 layers += block.fold(f"branch_{i}.block_{j}", layers[-1].name)
             ends.append(layers[-1].name)
         layers.append(ConcatenationLayer("branches", tuple(ends)))
         # The blocks after the branches were written as if the normalisation came before them
-        met = [replace(layer, inputs=tuple("branches" if n == norm.name else n for n in layer.inputs)) for layer in main]
+        moved = {norm.name: "branches"}
+        met = [replace(layer, inputs=tuple(moved.get(name, name) for name in layer.inputs)) for layer in main]
         return replace(start, layers=(*layers, *met))
 
     def _choose_stream(self, number: int, source: str) -> Layer:
