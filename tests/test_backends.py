@@ -47,6 +47,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "ST-GCN": {},
     "EF-GCN": {"model_type": "EF-GCN", "depth": 1},
     "EF-GCN causal": {"model_type": "EF-GCN", "depth": 1, "temporal_padding": "causal"},
+    "MB-GCN": {"model_type": "MB-GCN", "depth": 1},
+    "MB-GCN causal": {"model_type": "MB-GCN", "depth": 1, "temporal_padding": "causal"},
     "ST-GCN++": {"model_type": "ST-GCN++", "depth": 1, "width": 0.5},
     "ST-GCN++ causal": {"model_type": "ST-GCN++", "depth": 1, "width": 0.5, "temporal_padding": "causal"},
 }

@@ -309,7 +309,7 @@ def test_who_stands_still_is_not_absent_in_a_late_fusion(model_type: str, frames
     torch.testing.assert_close(model(padded), model(x), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("model_type", ["ST-GCN++", "DD-Net"])
+@pytest.mark.parametrize("model_type", ["ST-GCN++", "MB-GCN", "DD-Net"])
 @torch.no_grad()
 def test_causal_networks_do_not_look_ahead(model_type: str) -> None:
     x = torch.randn(1, 3, 33, 17, 1)
@@ -345,7 +345,7 @@ def test_map_averages_to_the_logits(model_type: str) -> None:
         torch.testing.assert_close(cells + model.fcn.bias, model(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("model_type", ["ST-GCN", "EF-GCN", *NETWORKS])
+@pytest.mark.parametrize("model_type", ["ST-GCN", "EF-GCN", "MB-GCN", *NETWORKS])
 @pytest.mark.parametrize("frames", [1, 4, 8])
 def test_a_batch_of_one_short_clip_trains(model_type: str, frames: int) -> None:
     model = make_network(model_type).train()

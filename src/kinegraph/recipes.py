@@ -76,7 +76,7 @@ RECIPES: dict[str, Recipe] = {
             "model.model_type": "MB-GCN",
             "model.width": 1.5,
             "model.dropout": 0.2,
-            "train.label_doubt": 0.2,
+            "train.num_epochs": 150,
         },
     ),
     "best": Recipe(
@@ -87,9 +87,7 @@ RECIPES: dict[str, Recipe] = {
             "model.model_type": "EF-GCN",
             **_LATE,
             "model.dropout": 0.2,
-            "train.num_epochs": 150,
             "train.min_epoch_steps": 34,
-            "train.label_doubt": 0.2,
         },
     ),
     "online": Recipe(

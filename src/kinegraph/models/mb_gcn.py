@@ -81,11 +81,10 @@ class MBGCN(BlockNetwork):
         """(N, C, T, V, M) -> logits (N, classes); in training those of the network and of each branch (1 + streams, N,
         classes), for a loss each.
         """
-        parts = self._run_branches(x)
-        logits = self.classify(self._run_main(parts, x), x)
         if not self.training or not self.branch_heads:
-            return logits
-        answers = [logits]
+            return super().forward(x)
+        parts = self._run_branches(x)
+        answers = [self.classify(self._run_main(parts, x), x)]
         for part, head in zip(parts, self.branch_heads, strict=True):
             features = part.unflatten(0, (x.shape[0], x.shape[4]))
             answers.append(head(self.dropout(mean_over_real_frames(features, x, BRANCH_STRIDE))))
