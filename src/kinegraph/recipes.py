@@ -82,13 +82,7 @@ RECIPES: dict[str, Recipe] = {
     "best": Recipe(
         "whole clips, a network of full width for each of four streams, 1.4M parameters in all: "
         "when the time of training does not count",
-        {
-            **_CLIPS,
-            "model.model_type": "EF-GCN",
-            **_LATE,
-            "model.dropout": 0.2,
-            "train.min_epoch_steps": 34,
-        },
+        {**_CLIPS, "model.model_type": "EF-GCN", **_LATE, "model.dropout": 0.2, "train.min_epoch_steps": 34},
     ),
     "online": Recipe(
         "frame by frame: a small causal network, contiguous frames, nothing that looks ahead",

@@ -123,14 +123,19 @@ class MBGCN(BlockNetwork):
         layers: list[Layer] = [norm]
         ends = []
         for i, branch in enumerate(self.branches):
-            layers.append(self._choose_stream(i, norm.name))
+            source = norm.name
+            if len(self.branches) > 1:
+                layers.append(self._choose_stream(i, source))
+                source = layers[-1].name
             blocks: Any = branch
             for j, block in enumerate(blocks):
-                layers += block.fold(f"branch_{i}.block_{j}", layers[-1].name)
-            ends.append(layers[-1].name)
-        layers.append(ConcatenationLayer("branches", tuple(ends)))
+                layers += block.fold(f"branch_{i}.block_{j}", source)
+                source = layers[-1].name
+            ends.append(source)
+        if len(ends) > 1:
+            layers.append(ConcatenationLayer("branches", tuple(ends)))
         # The blocks after the branches were written as if the normalisation came before them
-        moved = {norm.name: "branches"}
+        moved = {norm.name: layers[-1].name}
         met = [replace(layer, inputs=tuple(moved.get(name, name) for name in layer.inputs)) for layer in main]
         return replace(start, layers=(*layers, *met))
 
