@@ -412,8 +412,10 @@ def test_reader_that_stops_early() -> None:
 
 
 CHILD = """
-    import sys, time
+    import signal, sys, time
     from kinegraph import actions, cli
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background inherit none
 
     def act(spec, run):
         print("ready", flush=True)

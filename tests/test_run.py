@@ -369,10 +369,11 @@ def test_remaining_time_has_the_form_of_the_original(seconds: float, text: str) 
 
 
 CHILD = """
-    import sys, time
+    import signal, sys, time
     from pathlib import Path
     from kinegraph.run import open_run
     from kinegraph.spec import Spec
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background inherit none
     with open_run("train", Path(sys.argv[1]), Spec(), {}):
         print("ready", flush=True)
         time.sleep(60)
