@@ -234,7 +234,8 @@ def test_fused_streams_are_one_model_for_every_action(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "folds"), [("EF-GCN", True), ("MB-GCN", True), ("ST-GCN++", True), ("CTR-GCN", False), ("TD-GCN", False)]
+    ("model_type", "folds"),
+    [("EF-GCN", True), ("MB-GCN", True), ("ST-GCN++", True), ("CTR-GCN", False), ("TD-GCN", False)],
 )
 def test_a_fusion_folds_where_its_networks_do(model_type: str, folds: bool) -> None:
     options = ModelSpec(model_type=model_type, fusion="late", width=0.125, depth=1)  # type: ignore[arg-type]
