@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kinegraph.actions import export, train
 from kinegraph.models import build_model
-from kinegraph.models.checkpoint import read_checkpoint
+from kinegraph.models.checkpoint import load_pretrained, read_checkpoint
 from kinegraph.models.folded_torch import FoldedModel
 from kinegraph.models.mb_gcn import MBGCN
 from kinegraph.run_files import LATEST_NAME
@@ -197,3 +197,19 @@ def test_what_is_learned_does_not_depend_on_a_pause(tmp_path: Path, fusion: str)
         read_checkpoint(tmp_path / name / "train" / LATEST_NAME).state_dict for name in ("straight", "paused")
     )
     assert all(torch.equal(tensor, paused[name]) for name, tensor in straight.items())
+
+
+def test_other_classes_start_with_new_heads_and_the_weights_of_all_blocks(tmp_path: Path) -> None:
+    write_small_data(tmp_path)
+    spec = make_spec(tmp_path, num_epochs=1)
+    spec["model"] |= {"model_type": "MB-GCN", "width": 0.25, "depth": 1}
+    spec["input"] = {"streams": ["joint", "bone"]}
+    train(spec)
+    path = tmp_path / "results/train" / LATEST_NAME
+    trained = read_checkpoint(path)
+    model = build_model(trained.options, LAYOUT, 5, 6)
+    assert "has 3 classes and this model has 5" in load_pretrained(model, trained, str(path))[0]
+    state = model.state_dict()
+    heads = [name for name in state if name.startswith(("fcn.", "branch_heads."))]
+    assert len(heads) == 6
+    assert all(torch.equal(state[name], tensor) for name, tensor in trained.state_dict.items() if name not in heads)

@@ -35,8 +35,8 @@ FORMAT_VERSION = 1
 MAX_CHANNELS = 10_000
 PREFIX = "model."
 FIRST_BRANCH = "branches.0."
-HEAD = re.compile(r"(branches\.\d+\.)?fcn\.(weight|bias)")
-"""The classifier of a network, or of each stream of a LateFusion."""
+HEAD = re.compile(r"(branches\.\d+\.)?(fcn|branch_heads\.\d+)\.(weight|bias)")
+"""The classifier of a network, or of each stream of a LateFusion, and those of the branches of an MB-GCN."""
 NUMBER = (int, float)
 TRAINING_TYPES: dict[str, Any] = {
     **dict.fromkeys(("epoch", "step", "global_step", "seed", "world_size"), int),
