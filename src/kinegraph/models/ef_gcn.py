@@ -56,16 +56,23 @@ class EFGCN(BlockNetwork):
     ) -> None:
         before = num_channels or options.input_channels
         super().__init__(options, adjacency, before)
-        blocks = []
-        for stage, channels in enumerate(STAGES):
-            after = scale_channels(channels, options)
-            for i in range(options.depth or DEPTH):
-                stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(Block(before, after, self.A.sum(dim=0), stride, self.padding))
-                before = after
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = build_blocks(options, self.A, before, STAGES, 1)
         self.dropout = nn.Dropout(options.dropout)
-        self.fcn = nn.Linear(before, num_classes)
+        self.fcn = nn.Linear(scale_channels(STAGES[-1], options), num_classes)
+
+
+def build_blocks(
+    options: ModelSpec, adjacency: Tensor, before: int, stages: tuple[int, ...], first_stride: int
+) -> nn.ModuleList:
+    """Blocks for maps of `before` channels and a graph (K, V, V). Each stage but the first begins with stride 2."""
+    blocks = []
+    for stage, channels in enumerate(stages):
+        after = scale_channels(channels, options)
+        for i in range(options.depth or DEPTH):
+            stride = 1 if i > 0 else first_stride if stage == 0 else 2
+            blocks.append(Block(before, after, adjacency.sum(dim=0), stride, options.temporal_padding))
+            before = after
+    return nn.ModuleList(blocks)
 
 
 class Block(nn.Module):

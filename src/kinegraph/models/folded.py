@@ -68,6 +68,13 @@ class TemporalConvolutionLayer(Layer):
     dilation: int = 1
 
 
+def choose_channels(name: str, source: str, first: int, size: int, num_channels: int) -> TemporalConvolutionLayer:
+    """`size` of the `num_channels` channels of a layer, from `first` on, as a convolution of one tap."""
+    chosen = np.zeros((1, num_channels, size), np.float32)
+    chosen[0, first + np.arange(size), np.arange(size)] = 1
+    return TemporalConvolutionLayer(name, (source,), weight=chosen, bias=np.zeros(size, np.float32))
+
+
 @dataclass(frozen=True, eq=False)
 class TemporalMaximumLayer(Layer):
     """The largest of `size` frames around (symmetric) or up to (causal) each frame; frames outside do not count."""

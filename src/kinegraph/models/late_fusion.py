@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kinegraph.models.folded import INPUT, ConcatenationLayer, FoldedNetwork, Layer, TemporalConvolutionLayer
+from kinegraph.models.folded import INPUT, ConcatenationLayer, FoldedNetwork, Layer, choose_channels
 from kinegraph.models.stages import MarkedNetwork
 
 if TYPE_CHECKING:
@@ -116,9 +116,7 @@ class FoldableLateFusion(LateFusion):
 def _place_stream(network: FoldedNetwork, name: str, first: int, num_channels: int) -> list[Layer]:
     """The layers of a stream's network, on its channels of all `num_channels`, under names of their own."""
     size = network.num_channels
-    chosen = np.zeros((1, num_channels, size), np.float32)
-    chosen[0, first + np.arange(size), np.arange(size)] = 1
-    start = TemporalConvolutionLayer(f"{name}.input", (INPUT,), weight=chosen, bias=np.zeros(size, np.float32))
+    start = choose_channels(f"{name}.input", INPUT, first, size, num_channels)
     renamed = {INPUT: start.name} | {layer.name: f"{name}.{layer.name}" for layer in network.layers}
     return [start] + [
         replace(layer, name=renamed[layer.name], inputs=tuple(renamed[other] for other in layer.inputs))

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from kinegraph.models.block_network import BlockNetwork
-from kinegraph.models.ef_gcn import DEPTH, Block
-from kinegraph.models.folded import ConcatenationLayer, FoldedNetwork, Layer, TemporalConvolutionLayer
+from kinegraph.models.ef_gcn import build_blocks
+from kinegraph.models.folded import ConcatenationLayer, FoldedNetwork, Layer, choose_channels
 from kinegraph.models.layers import mean_over_real_frames
 from kinegraph.models.stages import normalise_joints, scale_channels
 
@@ -56,26 +56,14 @@ class MBGCN(BlockNetwork):
         num_streams = max(1, num_channels // options.input_channels)
         self.stream_channels = num_channels // num_streams
         self.branches = nn.ModuleList(
-            self._build_blocks(options, self.stream_channels, BRANCH_STAGES, 1) for _ in range(num_streams)
+            build_blocks(options, self.A, self.stream_channels, BRANCH_STAGES, 1) for _ in range(num_streams)
         )
         branch_channels = scale_channels(BRANCH_STAGES[-1], options)
-        self.blocks = self._build_blocks(options, num_streams * branch_channels, MAIN_STAGES, 2)
+        self.blocks = build_blocks(options, self.A, num_streams * branch_channels, MAIN_STAGES, 2)
         self.dropout = nn.Dropout(options.dropout)
         self.fcn = nn.Linear(scale_channels(MAIN_STAGES[-1], options), num_classes)
         heads = num_streams if num_streams > 1 else 0
         self.branch_heads = nn.ModuleList(nn.Linear(branch_channels, num_classes) for _ in range(heads))
-
-    def _build_blocks(
-        self, options: ModelSpec, before: int, stages: tuple[int, ...], first_stride: int
-    ) -> nn.ModuleList:
-        blocks = []
-        for stage, channels in enumerate(stages):
-            after = scale_channels(channels, options)
-            for i in range(options.depth or DEPTH):
-                stride = 1 if i > 0 else first_stride if stage == 0 else 2
-                blocks.append(Block(before, after, self.A.sum(dim=0), stride, self.padding))
-                before = after
-        return nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, T, V, M) -> logits (N, classes); in training those of the network and of each branch (1 + streams, N,
@@ -125,7 +113,8 @@ class MBGCN(BlockNetwork):
         for i, branch in enumerate(self.branches):
             source = norm.name
             if len(self.branches) > 1:
-                layers.append(self._choose_stream(i, source))
+                size, total = self.stream_channels, self.stream_channels * len(self.branches)
+                layers.append(choose_channels(f"branch_{i}.input", source, i * size, size, total))
                 source = layers[-1].name
             blocks: Any = branch
             for j, block in enumerate(blocks):
@@ -138,12 +127,3 @@ class MBGCN(BlockNetwork):
         moved = {norm.name: layers[-1].name}
         met = [replace(layer, inputs=tuple(moved.get(name, name) for name in layer.inputs)) for layer in main]
         return replace(start, layers=(*layers, *met))
-
-    def _choose_stream(self, number: int, source: str) -> Layer:
-        """The channels of a stream, as a convolution."""
-        size = self.stream_channels
-        chosen = np.zeros((1, size * len(self.branches), size), np.float32)
-        chosen[0, number * size + np.arange(size), np.arange(size)] = 1
-        return TemporalConvolutionLayer(
-            f"branch_{number}.input", (source,), weight=chosen, bias=np.zeros(size, np.float32)
-        )
