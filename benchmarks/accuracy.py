@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 from collections import Counter
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from accuracy_protocol import (
     plan_recipe,
 )
 from kinegraph.config_source import nest
+from kinegraph.errors import UserError
 from kinegraph.run import format_duration, show_messages
 from kinegraph.storage import append_line, dump_json, lock_folder, make_folder, write_atomically, write_json
 
@@ -76,6 +78,7 @@ class SeedRow:
     val_accuracy: float | None
     test_accuracy: float | None
     trained: PartOutcome
+    is_final: bool = False
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -93,10 +96,16 @@ def _name_read(read: dict[str, Any]) -> tuple[str, str, int]:
     return read["dataset"], read["recipe_hash"], read["seed"]
 
 
+def find_reads(log: list[dict[str, Any]], dataset: str, recipe: str) -> list[dict[str, Any]]:
+    """The looks at the test part for a recipe: in all its versions, and with the epochs that `--epochs` gave it."""
+    own = re.compile(rf"{re.escape(recipe)}(_\d+_epochs)?")
+    return [read for read in log if read["dataset"] == dataset and own.fullmatch(read["recipe"])]
+
+
 def count_reads(log: list[dict[str, Any]], dataset: str, recipe: str) -> int:
-    """How often the test part was read for a recipe under this name: its seeds together count once, every change of it
-    once more, and so does every repetition. A read that was begun and not finished counts, too."""
-    own = [read for read in log if (read["dataset"], read["recipe"]) == (dataset, recipe)]
+    """How often the test part was read for a recipe: its seeds together count once, every change of it once more, and
+    so does every repetition. A read that was begun and not finished counts, too."""
+    own = find_reads(log, dataset, recipe)
     finished = Counter(_name_read(read) for read in own if read["test_accuracy"] is not None)
     most: dict[str, int] = {}
     for read in own:
@@ -128,7 +137,8 @@ def measure_seed(
     trained = add_outcomes(tested) if is_complete else validated
     if trained is None:
         raise SystemExit(f"Seed {seed} was tested, but its trainings are not here: leave out --unvalidated.")
-    return SeedRow(compute_percent(validated) if validated else None, read["test_accuracy"] if read else None, trained)
+    val_accuracy = compute_percent(validated) if validated else None
+    return SeedRow(val_accuracy, read["test_accuracy"] if read else None, trained, is_complete)
 
 
 def log_read(path: Path, plan: Plan, seed: int, commit: str, accuracy: float | None) -> dict[str, Any]:
@@ -174,11 +184,13 @@ def merge_row(entry: dict[str, Any] | None, plan: Plan, seed: int, row: SeedRow)
     rows = {}
     if entry is not None:
         rows = {known: [entry[name][i] for name in listed] for i, known in enumerate(entry["seeds"])}
-    _, validated, _ = rows.get(seed, [None, None, None])
+    tested, validated, seconds = rows.get(seed, [None, None, None])
     known_val = validated if row.val_accuracy is None else row.val_accuracy  # --unvalidated measures none
-    rows[seed] = [row.test_accuracy, known_val, round(row.trained.seconds, 1)]
+    # A validation that is measured after its test does not stand for the final model
+    keeps_final = entry is not None and tested is not None and not row.is_final
+    rows[seed] = [row.test_accuracy, known_val, seconds if keeps_final else round(row.trained.seconds, 1)]
     seeds = sorted(rows)
-    return {
+    merged = {
         "dataset": plan.dataset,
         "recipe": plan.recipe,
         "recipe_hash": plan.recipe_hash,
@@ -192,20 +204,23 @@ def merge_row(entry: dict[str, Any] | None, plan: Plan, seed: int, row: SeedRow)
         "left_out": list(plan.left_out),
         "spec": nest(plan.values),
     }
+    if keeps_final and entry is not None:
+        merged |= {name: entry[name] for name in ("device", "threads", "commit")}
+    return merged
 
 
 def build_tables(entries: list[dict[str, Any]], log: list[dict[str, Any]]) -> str:
     """A Markdown table for each data set: what was measured here, floors, published numbers."""
     parts = []
     for dataset, source in SOURCES.items():
-        newest = {entry["recipe"]: entry for entry in entries if entry["dataset"] == dataset}
-        order = sorted(newest, key=lambda name: (RECIPE_ORDER.index(name) if name in RECIPE_ORDER else 99, name))
+        shown = choose_entries([entry for entry in entries if entry["dataset"] == dataset])
+        order = sorted(shown, key=lambda name: (RECIPE_ORDER.index(name) if name in RECIPE_ORDER else 99, name))
         lines = [
             f"### {source.title}",
             "",
             f"| {' | '.join(COLUMNS)} |",
             "|" + "---|" * len(COLUMNS),
-            *(_format_row(newest[name], log) for name in order),
+            *(_format_row(name, shown[name], log) for name in order),
             *(
                 f"| floor: {name} | {percent} |" + " |" * (len(COLUMNS) - 2)
                 for name, percent in FLOORS[dataset].items()
@@ -218,18 +233,38 @@ def build_tables(entries: list[dict[str, Any]], log: list[dict[str, Any]]) -> st
     return "\n\n".join(parts)
 
 
-def _format_row(entry: dict[str, Any], log: list[dict[str, Any]]) -> str:
+def choose_entries(entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Entries of a data set by recipe: that of the recipe as it is now, and of one that is not measured, the newest."""
+    shown = {entry["recipe"]: entry for entry in entries}
+    for entry in entries:
+        name = re.sub(r"_\d+_epochs$", "", entry["recipe"])
+        if _is_current(entry, name):
+            if shown[entry["recipe"]] is entry:
+                del shown[entry["recipe"]]  # with its number of epochs it has become the recipe
+            shown[name] = entry
+    return shown
+
+
+def _is_current(entry: dict[str, Any], name: str) -> bool:
+    try:
+        return plan_recipe(entry["dataset"], name).recipe_hash == entry["recipe_hash"]
+    except UserError:  # a recipe that is gone
+        return False
+
+
+def _format_row(recipe: str, entry: dict[str, Any], log: list[dict[str, Any]]) -> str:
     earlier: dict[str, list[float]] = {}
-    for read in log:
-        same = (read["dataset"], read["recipe"]) == (entry["dataset"], entry["recipe"])
-        if same and read["recipe_hash"] != entry["recipe_hash"] and read["test_accuracy"] is not None:
-            earlier.setdefault(read["recipe_hash"], []).append(read["test_accuracy"])
-    reads = str(count_reads(log, entry["dataset"], entry["recipe"]))
+    for read in find_reads(log, entry["dataset"], recipe):
+        if read["recipe_hash"] != entry["recipe_hash"] and read["test_accuracy"] is not None:
+            cut = read["recipe"].removeprefix(recipe).strip("_").replace("_", " ")
+            earlier.setdefault(f"{read['recipe_hash']} {cut}", []).append(read["test_accuracy"])
+    reads = str(count_reads(log, entry["dataset"], recipe))
     if earlier:
-        reads += f" (other versions: {', '.join(f'{statistics.mean(values):.1f}' for values in earlier.values())})"
+        means = (f"{statistics.mean(own):.1f} {name.partition(' ')[2]}".strip() for name, own in earlier.items())
+        reads += f" (other versions: {', '.join(means)})"
     threads = f", {entry['threads']} threads" if entry["device"].startswith("CPU") else ""
     cells = [
-        entry["recipe"],
+        recipe,
         _format_spread(entry["test_accuracy"]),
         _format_spread(entry["val_accuracy"], "not measured"),
         str(len(entry["seeds"])),

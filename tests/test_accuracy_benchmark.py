@@ -331,10 +331,12 @@ def test_reads_are_counted_by_version_and_repetition(times: dict[tuple[str, int]
     log += [make_read("a", 1, "balanced"), make_read("a", 1) | {"dataset": "utkinect"}]
     log += [read | {"test_accuracy": None} for read in log]  # each was begun
     log.append(make_read("d", 1) | {"test_accuracy": None})
-    expected = 1
+    log += [make_read("e", seed, "small_30_epochs") for seed in (1, 2)] + [make_read("f", 1, "smaller")]
+    expected = 2
     for version in "abc":
         expected += max([count for (own, _), count in times.items() if own == version], default=0)
     assert accuracy.count_reads(log, "nw_ucla", "small") == expected
+    assert accuracy.count_reads(log, "nw_ucla", "small_30_epochs") == 1
 
 
 def test_seeds_are_merged_in_order() -> None:
@@ -351,6 +353,27 @@ def test_seeds_are_merged_in_order() -> None:
     assert accuracy.is_measured(entry, 3, False) and not accuracy.is_measured(entry, 3, True)
     entry = accuracy.merge_row(entry, plan, 4, accuracy.SeedRow(None, 9.0, outcome))
     assert accuracy.is_measured(entry, 4, True, validates=False) and not accuracy.is_measured(entry, 4, True)
+
+
+def test_a_validation_after_the_test_leaves_what_is_known_of_the_final_model() -> None:
+    plan = plan_recipe("nw_ucla", "reference")
+    final = accuracy.merge_row(
+        None, plan, 1, accuracy.SeedRow(None, 9.0, PartOutcome(3, 4, 10.0, 5, 6, "GPU", 1, "a"), True)
+    )
+    validated = PartOutcome(3, 4, 2.0, 5, 6, "CPU", 2, "b")
+    assert accuracy.merge_row(final, plan, 1, accuracy.SeedRow(7.0, 9.0, validated)) == final | {"val_accuracy": [7.0]}
+
+
+def test_the_table_shows_recipes_as_they_are_now(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = measure(tiny)
+    cut = measure(tiny, "--epochs", "2")
+    assert accuracy.choose_entries([first, cut]) == {"tiny": first, "tiny_2_epochs": cut}
+    monkeypatch.setitem(RECIPES, "tiny", Recipe("cut", TINY_VALUES | {"train.num_epochs": 2}))
+    assert accuracy.choose_entries([first, cut]) == {"tiny": cut}
+    monkeypatch.setitem(RECIPES, "tiny", Recipe("as it was", TINY_VALUES))
+    assert accuracy.choose_entries([cut, first]) == accuracy.choose_entries([first, cut])
+    monkeypatch.delitem(RECIPES, "tiny")
+    assert accuracy.choose_entries([first, cut]) == {"tiny": first, "tiny_2_epochs": cut}
 
 
 def test_multiply_adds_agree_with_a_counted_run() -> None:

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kinegraph.actions import evaluate, export, inference, train
+from kinegraph.data.dataset import EpochBatchSampler
 from kinegraph.data.order import BalancedOrder
+from kinegraph.data.transforms import TrainingAugmentation
 from kinegraph.errors import SpecError
 from kinegraph.models import Foldable, build_model
 from kinegraph.models.checkpoint import build_from_checkpoint, read_checkpoint
@@ -25,6 +27,7 @@ from kinegraph.run_files import BEST_METRICS_NAME
 from kinegraph.runtime import load
 from kinegraph.skeleton.layouts import LAYOUTS
 from kinegraph.spec import ModelSpec
+from kinegraph.spec_input import AugmentSpec
 from kinegraph.spec_train import TrainSpec
 from kinegraph.training_job import has_ended
 from kinegraph.training_loss import MixedBatch, TrainingLoss, mix_clips, weigh_classes
@@ -122,6 +125,34 @@ def test_balanced_sampling_takes_all_classes_equally_often(labels: list[int], ep
         often = np.bincount(own, minlength=len(array))[array == label]
         assert often.max() - often.min() <= 1
     np.testing.assert_array_equal(BalancedOrder(array, 3, epoch).take(2, 9), clips[2:9])
+    for clip in np.unique(clips):
+        assert sorted(order.repeats[clips == clip]) == list(range((clips == clip).sum()))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_clips_drawn_again_are_changed_otherwise(world_size: int) -> None:
+    labels = np.array([0] * 20 + [1] * 2)
+    augment = TrainingAugmentation(options=AugmentSpec(rotation_y=180.0, noise=0.1), seed=5)
+    seen: dict[int, list[torch.Tensor]] = {}
+    for rank in range(world_size):
+        sampler = EpochBatchSampler(
+            22, 4, seed=1, epoch=2, start_batch=1, min_batches=9, balanced_by=labels, rank=rank, world_size=world_size
+        )
+        for batch, clips in enumerate(sampler, start=1):
+            draws = sampler.number_draws(batch, np.array(clips))
+            np.testing.assert_array_equal(draws % 22, clips)
+            changed = augment(torch.ones(len(clips), 3, 4, 5, 1), draws, sampler.find_pass(batch))
+            for clip, one in zip(clips, changed, strict=True):
+                seen.setdefault(clip, []).append(one)
+    assert max(len(own) for own in seen.values()) > 5  # the two clips of the rare class
+    for own in seen.values():
+        assert len({tuple(one.flatten().tolist()) for one in own}) == len(own)
+
+
+def test_without_balancing_draws_are_the_clips() -> None:
+    sampler = EpochBatchSampler(22, 4, seed=1, min_batches=9)
+    for batch, clips in enumerate(sampler):
+        np.testing.assert_array_equal(sampler.number_draws(batch, np.array(clips)), clips)
 
 
 def test_the_average_of_weights_follows_its_formula() -> None:

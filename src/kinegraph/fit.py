@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -224,7 +225,8 @@ class _Trainer:
             for parameters in self.optimizer.param_groups:
                 parameters["lr"] = learning_rate
             torch.manual_seed(_mix_seed(self.job.seed, position.global_step, self.fabric.global_rank))
-            self._train_step(batch, sampler.find_pass(position.step))
+            draws = sampler.number_draws(position.step, batch.index.numpy())
+            self._train_step(batch, draws, sampler.find_pass(position.step))
             position.step += 1
             position.global_step += 1
             self.run.progress(position.global_step, find_last_epoch(train) * self.num_batches, "training steps")
@@ -233,9 +235,9 @@ class _Trainer:
                 self._save(position.epoch)
         return learning_rate
 
-    def _train_step(self, batch: Batch, number_of_pass: int) -> None:
+    def _train_step(self, batch: Batch, draws: np.ndarray, number_of_pass: int) -> None:
         train = self.spec.train
-        clips = self.augment(batch.data, batch.index, number_of_pass)
+        clips = self.augment(batch.data, draws, number_of_pass)
         mixed = mix_clips(clips, batch.labels, train.mixup)
         logits = self.model(mixed.clips)
         num_losses = len(logits) if logits.ndim == 3 else 1

@@ -19,6 +19,7 @@ from kinegraph.config import get_value
 from kinegraph.data.augment import choose_augmentation
 from kinegraph.data.checks import DatasetInfo, check_dataset, infer_classes
 from kinegraph.data.pipeline import InputPipeline, build_pipeline, look_for_score, settle_origin
+from kinegraph.data.upright import find_tilts
 from kinegraph.devices import build_fabric, choose_devices, choose_precision
 from kinegraph.errors import (
     CheckpointError,
@@ -68,7 +69,7 @@ def train(spec: Spec, run: Run) -> Result:
         announce_resume(path, checkpoint, spec, precision, run)
     assert train_info.labels is not None and val_info.labels is not None
     augment, warnings = choose_augmentation(spec.augment, pipeline, label_map, layout.symmetric)
-    for message in warnings:
+    for message in (*warnings, *find_tilts(augment, pipeline, layout, train_info.data_path)):
         run.warn(message)
     job = TrainingJob(
         run=run,

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from kinegraph.data.arrays import cast_to_float32, open_array, release_pages
 from kinegraph.data.checks import DatasetInfo, check_dataset, infer_classes
-from kinegraph.data.order import Order, Shuffle, make_order
+from kinegraph.data.order import BalancedOrder, Shuffle, make_order
 from kinegraph.data.pipeline import InputPipeline
 from kinegraph.errors import DataError, Problem
 
@@ -167,6 +167,7 @@ class EpochBatchSampler:
         if not 0 <= start_batch <= self.batches_per_epoch:
             raise ValueError(f"start_batch {start_batch} is outside 0 to {self.batches_per_epoch}")
         self.start_batch = start_batch
+        self.known_repeats: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
 
     def __len__(self) -> int:
         """Batches that are left, from start_batch on."""
@@ -176,21 +177,35 @@ class EpochBatchSampler:
         """In which pass through the clips, counted from the first epoch on, a batch of this epoch is."""
         return self.epoch * self.num_passes + batch // self.batches_per_pass
 
+    def number_draws(self, batch: int, index: np.ndarray) -> np.ndarray:
+        """A number for each clip of a batch of this epoch, `index` (n,), that no other draw of its pass has: that of
+        the clip, and for a clip that is drawn again the number of clips more for each time.
+        """
+        if self.balanced_by is None or not self.shuffle:
+            return index
+        number = self.find_pass(batch)
+        if self.known_repeats[0] != number:
+            self.known_repeats = number, BalancedOrder(self.balanced_by, self.seed, number).repeats
+        repeats = self.known_repeats[1]
+        own = self._cut(lambda start, stop: repeats[start:stop], batch % self.batches_per_pass)
+        return index + self.num_samples * own
+
     def __iter__(self) -> Iterator[list[int]]:
         batches = range(self.start_batch, self.batches_per_epoch)
         for number, of_pass in itertools.groupby(batches, self.find_pass):
             order = make_order(self.num_samples, self.seed, number, self.shuffle, self.how, self.balanced_by)
             for batch in of_pass:
-                yield self._cut(order, batch % self.batches_per_pass)
+                yield self._cut(order.take, batch % self.batches_per_pass).tolist()
 
-    def _cut(self, order: Order, batch: int) -> list[int]:
+    def _cut(self, take: Callable[[int, int], np.ndarray], batch: int) -> np.ndarray:
+        """This rank's part of a batch of a pass, of which `take(start, stop)` gives a stretch."""
         global_size = self.batch_size * self.world_size
-        clips = order.take(batch * global_size, (batch + 1) * global_size)
+        clips = take(batch * global_size, (batch + 1) * global_size)
         missing = -len(clips) % self.world_size
         if missing:
-            clips = np.concatenate([clips, np.resize(order.take(0, missing), missing)])
+            clips = np.concatenate([clips, np.resize(take(0, missing), missing)])
         size = len(clips) // self.world_size
-        return clips[self.rank * size : (self.rank + 1) * size].tolist()
+        return clips[self.rank * size : (self.rank + 1) * size]
 
 
 class EvaluationShard:

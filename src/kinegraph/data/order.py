@@ -67,7 +67,8 @@ class BlockOrder:
 class BalancedOrder:
     """As many clips as there are, of every class equally many: of a rare class some again, of a frequent one not all.
 
-    A class with n clips that gets k places has each of its clips k // n or k // n + 1 times.
+    A class with n clips that gets k places has each of its clips k // n or k // n + 1 times. `repeats` stands beside
+    `order` and tells the draws of a clip apart: 0, 1, 2 and so on.
     """
 
     def __init__(self, labels: NDArray[np.int64], seed: int, epoch: int) -> None:
@@ -75,12 +76,15 @@ class BalancedOrder:
         classes = np.unique(labels)
         sizes = np.full(len(classes), len(labels) // len(classes))
         sizes[generator.permutation(len(classes))[: len(labels) % len(classes)]] += 1
-        parts = []
+        parts, repeats = [], []
         for label, size in zip(classes.tolist(), sizes.tolist(), strict=True):
             clips = np.flatnonzero(labels == label)
             rounds = -(-size // len(clips))
             parts.append(np.concatenate([generator.permutation(clips) for _ in range(rounds)])[:size])
-        self.order: Clips = generator.permutation(np.concatenate(parts))
+            repeats.append(np.arange(size) // len(clips))
+        places = generator.permutation(len(labels))
+        self.order: Clips = np.concatenate(parts)[places]
+        self.repeats: Clips = np.concatenate(repeats)[places]
 
     def take(self, start: int, stop: int) -> Clips:
         """The clips at the places start to stop - 1 of the order."""

@@ -248,7 +248,7 @@ def settle_origin(pipeline: InputPipeline, data_path: str) -> InputPipeline:
     options, body = pipeline.options, pipeline.body
     if options is None or body is None or options.origin_joint != -1:
         return pipeline
-    coordinates = _read_some_clips(data_path)[:, : pipeline.num_coordinates]
+    coordinates = read_some_clips(data_path)[:, : pipeline.num_coordinates]
     axes = (0, 2, 3, 4)
     is_around = bool(((coordinates.min(axis=axes) < 0) & (coordinates.max(axis=axes) > 0)).all())
     is_relative = is_around and not coordinates[:, :, :, body.centre].any()
@@ -257,12 +257,12 @@ def settle_origin(pipeline: InputPipeline, data_path: str) -> InputPipeline:
 
 def look_for_score(data_path: str) -> int:
     """The channel of a file that looks like a score, or -1."""
-    values = np.moveaxis(_read_some_clips(data_path), 1, 0)
+    values = np.moveaxis(read_some_clips(data_path), 1, 0)
     limits = values.reshape(len(values), -1)
     return find_score_channel(limits.min(axis=1).tolist(), limits.max(axis=1).tolist())
 
 
-def _read_some_clips(data_path: str) -> NDArray[np.float32]:
+def read_some_clips(data_path: str) -> NDArray[np.float32]:
     """Up to CLIPS_LOOKED_AT clips (n, C, T, V, M), from all parts of a file."""
     array = open_array(data_path)
     return cast_to_float32(array[:: max(1, len(array) // CLIPS_LOOKED_AT)][:CLIPS_LOOKED_AT])

@@ -116,8 +116,8 @@ class TrainingAugmentation:
     symmetric: tuple[Pair, ...] = ()
 
     def __call__(self, x: torch.Tensor, index: torch.Tensor | np.ndarray, epoch: int) -> torch.Tensor:
-        """(N, C, T, V, M) and the clips' numbers (N,) -> the augmented clips (N, C', T', V, M), on the same
-        device.
+        """(N, C, T, V, M) and a number for each clip (N,) -> the augmented clips (N, C', T', V, M), on the same
+        device. Clips of the same number are changed alike in an epoch.
         """
         numbers = index.cpu().numpy() if isinstance(index, torch.Tensor) else np.asarray(index)
         options = self.options if self.options is not None and changes.is_active(self.options) else None
