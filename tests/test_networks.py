@@ -100,6 +100,12 @@ def test_graph_networks_have_as_many_parameters_as_published(model_type: str, cl
     assert round(count / 1e6, 2) == millions
 
 
+@pytest.mark.parametrize(("model_type", "channels", "millions"), [("EF-GCN", 3, 0.35), ("MB-GCN", 12, 0.39)])
+def test_our_networks_have_as_many_parameters_as_documented(model_type: str, channels: int, millions: float) -> None:
+    model = build_model(ModelSpec(model_type=model_type), LAYOUTS["ntu-rgb+d"], 60, channels)
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2) == millions
+
+
 @pytest.mark.parametrize(("width", "millions"), [(1, 1.82), (0.5, 0.50), (0.25, 0.15)])
 def test_dd_net_has_as_many_parameters_as_published(width: float, millions: float) -> None:
     """64, 32 and 16 filters; 22 joints of a hand in the paper, 21 here."""

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from kinegraph.spec import ModelSpec
 
 STAGES = ((64, 4), (128, 3), (256, 3))
-"""Channels and blocks (ST-GCN, Yan et al., AAAI 2018, section 3.6); each stage but the first begins with stride 2."""
+"""Channels and blocks; each stage but the first begins with stride 2. ST-GCN (Yan et al., AAAI 2018, section 3.6) has
+nine blocks in its paper; the tenth, of 64 channels, is in its authors' code (st_gcn.py), from which TAO has it too."""
 TOTAL_STRIDE = 2 ** (len(STAGES) - 1)
 
 

@@ -10,7 +10,7 @@ from kinegraph.skill.tao_schema import list_searched
 from kinegraph.spec import Spec
 
 DESCRIPTION = (
-    "Train, tune, evaluate, export and run classifiers of human motion from skeleton sequences (ST-GCN) with Kinegraph. "
+    "Train, tune, evaluate, export and run classifiers of human motion from skeleton sequences with Kinegraph. "
     "Use it when there are .npy arrays of joints with labels, or a body-pose recording, and somebody wants an action "
     "recognition model, its metrics, predictions, or an ONNX file. Reads TAO pose classification specs, data and models."
 )
@@ -67,7 +67,7 @@ Replace these in every command below. The values are examples that work as they 
 | `{data}` | `data` | folder with train_data.npy, train_label.pkl, val_*, test_* (labels also .json, .npz, .csv) |
 | `{layout}` | `nvidia` | joints and edges: one of LAYOUTS; or a .yaml file |
 | `{results}` | `results` | folder for results; `s3://bucket/prefix` works too |
-| `{epochs}` | `1` | epochs of a training; 30 and more for a real one |
+| `{epochs}` | `1` | epochs of a trial run. For a real one leave out `train.num_epochs`: the recipe has its own number |
 | `{trials}` | `2` | trials of a search; 20 and more for a real one |
 | `{request}` | `train a classifier on my clips` | what the user said, in their words |
 | `{recording}` | `data/recording.json` | a body-pose-3D recording |
@@ -88,7 +88,7 @@ kinegraph template train -o train.yaml
 ```
 
 `inspect.json`: `problems` should be empty; `layouts` names those that fit the number of joints. `train.yaml` has every option with its
-meaning; each `???` needs a value, in the file or as `key=value` on the command line. Classes are taken from the labels. Keep
+meaning, with the values of the recipe `small` (`--recipe balanced`, `best`, `online` for frame by frame, `tao` for ST-GCN as in TAO); each `???` needs a value, in the file or as `key=value` on the command line. Classes are taken from the labels. Keep
 people of the test apart from those of training and validation: validation chooses the best epoch, the test chooses nothing.
 
 ```sh
