@@ -343,11 +343,23 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--epochs", type=int, default=0, help="cut the recipe to so many, as a recipe of its own")
     parser.add_argument("--jobs-threads", type=int, help="CPU threads of a training")
-    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared/data", help="folder of .npz files")
-    parser.add_argument("--runs", type=Path, default=Path.home() / "kinegraph-runs/accuracy")
-    parser.add_argument("--results", type=Path, default=HERE / "results/accuracy.json")
-    parser.add_argument("--log", type=Path, default=HERE / "test_reads.jsonl")
-    parser.add_argument("--document", type=Path, default=HERE.parent / "docs/accuracy.md")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=HERE.parent.parent / "shared/data",
+        help="folder of the recordings (.npz), default shared/data beside the project",
+    )
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path.home() / "kinegraph-runs/accuracy",
+        help="folder of the trainings, to go on with",
+    )
+    parser.add_argument("--results", type=Path, default=HERE / "results/accuracy.json", help="file of the results")
+    parser.add_argument("--log", type=Path, default=HERE / "test_reads.jsonl", help="file that notes each test read")
+    parser.add_argument(
+        "--document", type=Path, default=HERE.parent / "docs/accuracy.md", help="page whose tables are written again"
+    )
     arguments = parser.parse_args(words)
     if bool(arguments.dataset) != bool(arguments.recipe):
         parser.error("--dataset and --recipe go together")

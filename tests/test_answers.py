@@ -221,6 +221,23 @@ def test_answers_are_the_mean_over_the_test_clips(tmp_path: Path, name: str, sam
 
 
 @pytest.mark.parametrize("name", ["model.pth", "model.onnx"])
+def test_overrides_that_change_nothing_are_told(tmp_path: Path, name: str) -> None:
+    spec = make_action_spec(tmp_path, "inference")
+    np.save(tmp_path / "clips.npy", make_clips(NUM_CLIPS, frames=23))
+    spec["inference"]["checkpoint"] = str(write_model(tmp_path / name, build_checkpoint("uniform")))
+    spec["train"] = {"num_epochs": 7}  # of the file, which may be that of all actions
+    spec["model"] = {"dropout": 0.7}
+    log = tmp_path / "results/inference/log.txt"
+    inference(spec, "dataset.batch_size=2", "inference.top_k=2")
+    assert "no effect" not in log.read_text()
+    inference(spec, "train.temperature=3", "train.optim.lr=1", "augment.mirror=1", "model.dropout=0.9")
+    told = [line.partition("warning: ")[2] for line in log.read_text().splitlines() if "no effect" in line]
+    assert "train.temperature, train.optim.lr: no effect, inference does not read the section train." in log.read_text()
+    assert "augment.mirror: no effect" in log.read_text() and "model.dropout 0.9 has no effect" in log.read_text()
+    assert len(told) == 3
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.onnx"])
 def test_a_trained_model_takes_other_test_clips_and_no_other_input(tmp_path: Path, name: str) -> None:
     spec = make_action_spec(tmp_path, "inference")
     np.save(tmp_path / "clips.npy", make_clips(NUM_CLIPS, frames=23))

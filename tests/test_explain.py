@@ -27,7 +27,7 @@ from kinegraph.explain import (
     load_explainer,
     write_explanations,
 )
-from kinegraph.explain_picture import ExplainedClip, _draw_bars, _gather_cells
+from kinegraph.explain_picture import ExplainedClip, _draw_bars, _draw_poses, _gather_cells, _make_colors
 from kinegraph.model_description import ModelDescription
 from kinegraph.models import MODELS, build_model
 from kinegraph.models.late_fusion import LateFusion
@@ -392,6 +392,34 @@ def test_a_clip_without_anybody_has_an_explanation(tmp_path: Path) -> None:
     assert np.isnan(arrays["frames"]).all()
     assert content["clips"][0]["strongest_frames"] == []
     assert len(list(folder.glob("*.png"))) == 1
+
+
+def draw_moments(clips: np.ndarray) -> list[str]:
+    """What is written over and at the skeletons of a clip (1, C, T, V, M)."""
+    masked, num_frames = find_real(clips, 3), clips.shape[2]
+    frames = np.arange(0.0, num_frames, 4) if masked.is_real.any() else np.full(2, np.nan)
+    values = np.random.default_rng(0).standard_normal((clips.shape[4], len(frames), NUM_JOINTS))
+    explained = ExplainedClip("", masked, LAYOUT, values, frames, 0.0, 0.0)
+    cells = _gather_cells(explained)
+    axes = Figure().add_subplot()
+    _draw_poses(axes, explained, cells, _make_colors(cells.limit))
+    return [text.get_text() for text in axes.texts]
+
+
+def test_moments_of_a_short_clip_are_drawn_once() -> None:
+    assert draw_moments(make_clips(1, frames=1)) == ["frame 0"]
+    several = draw_moments(make_clips(1, frames=3))
+    assert several == list(dict.fromkeys(several)) and "frame 0" in several
+    assert len(draw_moments(make_clips(1, frames=90))) in (4, 6, 8)
+
+
+def test_people_are_told_apart_and_their_absence_is_said() -> None:
+    clips = make_clips(1, people=2, frames=40)
+    assert {"1", "2"} < set(draw_moments(clips))
+    clips[..., 0] = 0
+    assert not {"1", "2"} & set(draw_moments(clips)), "one person needs no number"
+    clips[:] = 0
+    assert draw_moments(clips) == ["nobody is in this clip"]
 
 
 def test_a_foreign_file_is_explained(tmp_path: Path) -> None:

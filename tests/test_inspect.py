@@ -182,6 +182,30 @@ def test_the_whole_file_says_whether_the_last_channel_is_a_score(
     assert ("input.score_channel=2" in format_report(report)) != is_depth
 
 
+def test_joints_with_a_place_and_no_score_are_told(tmp_path: Path) -> None:
+    clips = np.random.default_rng(1).uniform(0.1, 1, (2, 3, 10, 17, 1)).astype(np.float32)
+    np.save(tmp_path / "scored.npy", clips)
+    clips[:, 2, :, 3:5] = 0  # a place without a score
+    clips[1, :, :, 9] = 0  # missing altogether
+    np.save(tmp_path / "unscored.npy", clips)
+    told = {name: inspect_dataset(tmp_path / f"{name}.npy") for name in ("scored", "unscored")}
+    assert told["scored"]["zero_scores"] == 0 and "score_threshold" not in format_report(told["scored"])
+    assert told["unscored"]["zero_scores"] == pytest.approx(40 / 330)
+    assert "12.1% of the joints have a place and score 0: with input.score_threshold" in format_report(told["unscored"])
+    np.save(tmp_path / "depth.npy", 3 * clips - 1)
+    assert inspect_dataset(tmp_path / "depth.npy")["zero_scores"] is None
+
+
+def test_axes_in_another_order_are_recognised(tmp_path: Path) -> None:
+    clips = np.random.default_rng(1).standard_normal((2, 60, 17, 3, 1)).astype(np.float32)  # (N, T, V, C, M)
+    np.save(tmp_path / "a.npy", clips)
+    report = inspect_dataset(tmp_path / "a.npy")
+    (problem,) = report["problems"]
+    assert "numpy.transpose puts axes in order" in problem and "60 channels" in problem
+    text = format_report(report)
+    assert "47 more channels" in text and "channel 13" not in text
+
+
 def test_a_bad_trunk_in_a_first_frame_is_odd(tmp_path: Path) -> None:
     """The rest of the person is as always, so that only the layout tells."""
     layout = get_layout("kinect_v1")

@@ -246,6 +246,9 @@ def test_fused_streams_are_one_model_for_every_action(data: Path) -> None:
     network = build_from_checkpoint(read_checkpoint(model), model)
     assert isinstance(network, LateFusion) and len(network.branches) == len(STREAMS)
     assert network.fusion_weights.sum().item() == pytest.approx(1)
+    log = (data / "results/train/log.txt").read_text()
+    told = ", ".join(f"{name} {weight:.3g}" for name, weight in zip(STREAMS, network.fusion_weights, strict=True))
+    assert f"fitted on the validation clips: {told} (model.fusion_weights=[" in log
     test_set = {"data_path": str(data / "val_data.npy"), "label_path": str(data / "val_label.json")}
     base = {"results_dir": str(data / "answers"), "wandb": {"enable": False}}
     evaluate({**base, "evaluate": {"checkpoint": model, "test_dataset": test_set}})
@@ -287,10 +290,23 @@ def test_given_weights_are_kept_and_wrong_ones_refused(data: Path) -> None:
     train(spec)
     state = read_checkpoint(find_model(data, "results")).state_dict
     torch.testing.assert_close(state["fusion_weights"], torch.tensor([0.5, 0.25, 0.25]))
+    assert "fitted on the validation clips" not in (data / "results/train/log.txt").read_text()
     spec = make_small(data, "other", late=True)
     spec["model"]["fusion_weights"] = [2, 1]
     with pytest.raises(SpecError, match=r"a weight for each of 3 streams"):
         train(spec)
+
+
+@pytest.mark.parametrize(("score_channel", "coordinates"), [(2, 2), (-1, 0)])
+def test_dd_net_takes_no_score_for_a_coordinate(data: Path, score_channel: int, coordinates: int) -> None:
+    spec = make_spec(data)
+    spec["model"] |= {"model_type": "DD-Net", "width": 0.25}
+    spec["input"] = {"score_channel": score_channel}
+    train(spec)
+    path = find_model(data, "results")
+    network = build_from_checkpoint(read_checkpoint(path), path)
+    assert read_checkpoint(path).options.coordinates == coordinates
+    assert network.num_coordinates == (2 if score_channel == 2 else 3)
 
 
 def test_fitted_weights_are_the_likeliest() -> None:

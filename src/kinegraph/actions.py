@@ -16,7 +16,7 @@ from kinegraph.errors import look_up
 from kinegraph.local_run import fetch_inputs, open_results
 from kinegraph.recipes import choose_recipe, find_recipe
 from kinegraph.run import Result, Run, find_launched_rank, open_run
-from kinegraph.spec import Spec
+from kinegraph.spec import SECTIONS, Spec
 from kinegraph.spec_reading import read_spec
 
 ACTIONS: dict[str, str] = {
@@ -30,6 +30,10 @@ ACTIONS: dict[str, str] = {
 
 TRAINING = ("train", "automl")
 """Actions that take the default recipe where there is no spec."""
+COMPARED = ("model", "dataset", "input")
+"""Sections of a training that actions on its model read too, to compare them with the model, and for batches."""
+OF_ONE_KIND = {"augment", "train", "automl", "evaluate", "inference", "export", "dataset_convert"}
+"""Sections that are read by some actions and ignored by others."""
 DISTRIBUTED = ("train",)
 """Actions that all processes of torchrun or SLURM work on; of the others only the first process does anything."""
 
@@ -60,12 +64,27 @@ def run_action(name: str, source: SpecSource = None, overrides: Sequence[str] = 
     ):
         if recipe:
             run.info(f"No spec file: recipe {recipe}. `kinegraph template {name} --recipe {recipe}` shows its values.")
+        _notice_unread_overrides(name, run)
         fetch_inputs(run, results)
         result = action(run.spec, run)
         result.files.setdefault("results_dir", str(results.folder))
         # Before the run says that it succeeded
         results.upload_all()
     return Result(run.show(result.metrics), run.show(result.files))
+
+
+def _notice_unread_overrides(action: str, run: Run) -> None:
+    """Say which overrides are of sections that only other actions read. A file may hold the sections of all of them."""
+    read = {*SECTIONS[action], *(() if action in TRAINING else COMPARED)}
+    overrides = [key for key, origin in run.origins.items() if origin == "override"]
+    unread: dict[str, list[str]] = {}
+    for key in overrides:
+        section = key.partition(".")[0]
+        is_group = any(other.startswith(f"{key}.") for other in overrides)
+        if section in OF_ONE_KIND - read and not is_group:
+            unread.setdefault(section, []).append(key)
+    for section, keys in unread.items():
+        run.warn(f"{', '.join(keys)}: no effect, {action} does not read the section {section}.")
 
 
 def dataset_convert(source: SpecSource = None, *overrides: str) -> Result:

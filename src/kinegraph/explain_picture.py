@@ -26,6 +26,7 @@ NUMBERS_OF_POSES = (8, 6, 4)
 LEFT_IN, MAP_IN, GAP_IN, BARS_IN, RIGHT_IN = 1.75, 9.2, 0.2, 2.0, 0.35
 TITLE_IN, POSES_IN, CURVE_IN, BOTTOM_IN = 0.75, 2.3, 0.95, 0.85
 ROW_IN, MIN_ROWS = 0.19, 4
+NOTHING = 1e-12
 PERCENTILE = 99.0
 """Of the contributions, at full colour: a single cell would leave the others pale."""
 
@@ -103,7 +104,7 @@ def _gather_cells(clip: ExplainedClip) -> _Cells:
     edges = np.concatenate([ends[0], middles, ends[1]])
     edges = np.clip(edges, -0.5, clip.clips.data.shape[2] - 0.5)
     limit = float(np.percentile(np.abs(values.sum(axis=0)), PERCENTILE))
-    return _Cells(values, frames, edges, behind, max(limit, 1e-12))
+    return _Cells(values, frames, edges, behind, max(limit, NOTHING))
 
 
 def _make_colors(limit: float) -> Any:
@@ -125,7 +126,7 @@ def _draw_map(axes: Any, clip: ExplainedClip, cells: _Cells, colors: Any) -> Non
     axes.pcolormesh(cells.edges, rows, values, cmap=colors.cmap, norm=colors.norm)
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     axes.set_xlabel("frame of the clip", fontsize=9, color=TEXT)
     axes.set_xlim(cells.edges[0], cells.edges[-1])
 
@@ -159,7 +160,9 @@ def _draw_bars(axes: Any, cells: _Cells) -> None:
     axes.set_yticks([])
     axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("sum of the joint" if len(sums) > 1 else "sum", fontsize=9, color=TEXT)
+    label = "sum of the joint" if len(sums) > 1 else "sum"
+    are_several = cells.values.any(axis=(1, 2)).sum() > 1
+    axes.set_xlabel(f"{label}, all people" if are_several else label, fontsize=9, color=TEXT)
 
 
 def _draw_poses(axes: Any, clip: ExplainedClip, cells: _Cells, colors: Any) -> None:
@@ -172,7 +175,11 @@ def _draw_poses(axes: Any, clip: ExplainedClip, cells: _Cells, colors: Any) -> N
     one = MaskedClips(clip.clips.data[..., [person]], clip.clips.is_real[..., [person]])
     view = choose_view(one, clip.layout)
     start, end = cells.edges[0], cells.edges[-1]
-    for count in NUMBERS_OF_POSES:
+    if not clip.clips.is_real.any():
+        axes.text(MAP_IN / 2, POSES_IN / 2, "nobody is in this clip", fontsize=11, color=TEXT, ha="center", va="center")
+        return
+    for most in NUMBERS_OF_POSES:
+        count = min(most, max(1, round(end - start)))  # each frame once
         width = MAP_IN / count
         moments = start + (np.arange(count) + 0.5) * (end - start) / count
         frames = np.clip(np.round(moments), 0, clip.clips.data.shape[2] - 1).astype(int)
@@ -182,6 +189,7 @@ def _draw_poses(axes: Any, clip: ExplainedClip, cells: _Cells, colors: Any) -> N
         scale, lowest, is_high = _fit(points, is_real, 0.92 * width, 0.8 * POSES_IN)
         if is_high:
             break
+    are_several = is_real.any(axis=(0, 1)).sum() > 1
     size = float(np.clip(scale * np.ptp(points[1][is_real]) / (0.8 * POSES_IN), 0.3, 1.0))
     for i, frame in enumerate(frames):
         if not is_real[i].any():
@@ -195,6 +203,10 @@ def _draw_poses(axes: Any, clip: ExplainedClip, cells: _Cells, colors: Any) -> N
             if len(values) != clip.layout.num_joints:  # a map without joints: none of them says anything
                 values = np.zeros(clip.layout.num_joints)
             _draw_pose(axes, (x[:, m], y[:, m]), is_real[i, :, m], values, clip.layout, colors, size)
+            if are_several:
+                top = np.flatnonzero(is_real[i, :, m])[y[is_real[i, :, m], m].argmax()]
+                place = {"xytext": (0, 3 + 3 * size), "textcoords": "offset points", "ha": "center", "fontsize": 7}
+                axes.annotate(str(m + 1), (x[top, m], y[top, m]), color=TEXT, zorder=3, **place)
         axes.text((i + 0.5) * width, POSES_IN, f"frame {frame}", fontsize=8, color=TEXT, ha="center", va="top")
 
 
@@ -249,6 +261,8 @@ def _write_texts(figure: Any, clip: ExplainedClip, cells: _Cells, size: tuple[fl
     if cells.behind:
         parts += f", frames behind its end {cells.behind:+.2f}"
     figure.text(left, top - 0.29 / height, parts, fontsize=9.5, color=TEXT, va="top")
+    if cells.limit == NOTHING:
+        return  # no colour to explain
     place = ((LEFT_IN + MAP_IN + GAP_IN) / width, 1 - 0.62 / height, BARS_IN / width, 0.1 / height)
     bar = figure.colorbar(colors, cax=figure.add_axes(place), orientation="horizontal", extend="both")
     number = f"{cells.limit:.2g}"

@@ -210,9 +210,11 @@ class _Trainer:
         self._count_seconds()
         if self.log:
             self.log.close()
+        network = self.network
         return {
             "metrics": {**self.metrics, "best": self.keeper.best, "train_seconds": self.position.seconds},
             "temperature": self.temperature,
+            "fusion_weights": network.fusion_weights.tolist() if isinstance(network, LateFusion) else [],
         }
 
     def _train_epoch(self) -> float:

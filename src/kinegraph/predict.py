@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,13 @@ from kinegraph.run import Result, Run, find_encryption_key
 from kinegraph.runtime import UNKNOWN_CLASS, UNKNOWN_LABEL, Predictions, Predictor, load
 from kinegraph.skeleton.graph import build_adjacency
 from kinegraph.skeleton.layouts import Layout, get_layout
-from kinegraph.spec import EvaluateSpec, InferenceSpec, Spec
+from kinegraph.spec import EvaluateSpec, InferenceSpec, ModelSpec, Spec
 from kinegraph.spec_input import InputSpec
 from kinegraph.storage import make_folder, write_atomically, write_json
 
 UNKNOWN_LAYOUT = "unknown"
+COMPARED_OPTIONS = {"model_type", "input_channels", "graph_layout", "graph_strategy"}
+"""Of the model section: what a user may state, and must state rightly."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -299,7 +301,17 @@ def check_agreement(spec: Spec, run: Run, model: ModelDescription, where: str) -
         problems += check_label_map(given, model.num_classes)
     if problems:
         raise SpecError(*problems)
+    _notice_other_wishes(spec, run, options, where)
     return model.label_map or given or None
+
+
+def _notice_other_wishes(spec: Spec, run: Run, options: Mapping[str, Any], where: str) -> None:
+    """Options of the network that are not compared: a file has them from its training, but an override is a wish."""
+    for entry in fields(ModelSpec):
+        key, value = f"model.{entry.name}", getattr(spec.model, entry.name)
+        held = options.get(entry.name, value)
+        if entry.name not in COMPARED_OPTIONS and run.origins.get(key) == "override" and value != held:
+            run.warn(f"{key} {value} has no effect: {where} was trained with {held}, which holds.")
 
 
 def _compare_graphs(

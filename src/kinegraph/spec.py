@@ -75,7 +75,10 @@ class ModelSpec:
         maximum=16,
     )
     coordinates: int = option(
-        0, "DD-Net: channels that are coordinates: 2 for x, y, score; 0: the first three", minimum=0, maximum=3
+        0,
+        "DD-Net: channels that are coordinates; 0: the first three, and with input.score_channel=2 the first two",
+        minimum=0,
+        maximum=3,
     )
     graph_layout: LayoutName = option("nvidia", "joints and edges: a name from `kinegraph layouts`, or a YAML file")
     graph_strategy: Literal["uniform", "distance", "spatial", "spatial_exact"] = option(

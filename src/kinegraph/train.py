@@ -52,7 +52,7 @@ def train(spec: Spec, run: Run) -> Result:
     precision = choose_precision(spec.train.precision, devices.accelerator)
     train_info, val_info, num_classes, label_map = _check_data(spec, run, layout)
     pipeline = _settle_pipeline(pipeline, layout, train_info, run)
-    spec = _complete_spec(spec, num_classes, label_map)
+    spec = _complete_spec(spec, num_classes, label_map, pipeline)
     run.spec = spec
     fingerprint = {"train": make_fingerprint(train_info), "val": make_fingerprint(val_info)}
     resumed = find_resume_point(spec, run)
@@ -89,6 +89,12 @@ def train(spec: Spec, run: Run) -> Result:
     run.write_experiment(spec)
     _notice_ineffective_options(spec, run)
     outcome = _launch(build_fabric(devices, precision), job)
+    fitted = {} if spec.model.fusion_weights else dict(zip(spec.input.streams, outcome["fusion_weights"], strict=False))
+    if fitted:
+        told = ", ".join(f"{stream} {weight:.3g}" for stream, weight in fitted.items())
+        kept = ",".join(f"{weight:.4g}" for weight in fitted.values())
+        run.info(f"Weights of the streams, fitted on the validation clips: {told} (model.fusion_weights=[{kept}]).")
+        outcome["metrics"]["fusion_weights"] = fitted
     if not spec.train.temperature and is_at_bound(outcome["temperature"]):
         run.warn(
             f"train.temperature was fitted to {outcome['temperature']:.3g}, the end of what is allowed: probabilities "
@@ -150,9 +156,14 @@ def _settle_pipeline(pipeline: InputPipeline, layout: Layout, info: DatasetInfo,
     return settled
 
 
-def _complete_spec(spec: Spec, num_classes: int, label_map: dict[str, int]) -> Spec:
-    """The effective spec: with the classes that were read from the labels."""
-    return replace(spec, dataset=replace(spec.dataset, num_classes=num_classes, label_map=label_map))
+def _complete_spec(spec: Spec, num_classes: int, label_map: dict[str, int], pipeline: InputPipeline) -> Spec:
+    """The effective spec: with the classes that were read from the labels, and without a score among the coordinates
+    between which DD-Net takes distances.
+    """
+    model = spec.model
+    if model.model_type == "DD-Net" and model.coordinates == 0 and pipeline.num_coordinates == 2:
+        model = replace(model, coordinates=2)
+    return replace(spec, model=model, dataset=replace(spec.dataset, num_classes=num_classes, label_map=label_map))
 
 
 def _report_complete(checkpoint: Checkpoint, spec: Spec, run: Run) -> Result:
@@ -224,6 +235,10 @@ def _notice_ineffective_options(spec: Spec, run: Run) -> None:
         "input.test_crop": (spec.input.sampling != "crop_resize", "only crop_resize crops"),
         "input.scale_by": (spec.input.scale == "none", "nothing is scaled"),
         "input.vertical": (spec.input.align == "none", "nothing is aligned"),
+        "train.early_stopping": (
+            spec.train.validation_interval >= spec.train.num_epochs,
+            "the only validation is that of the last epoch (train.validation_interval)",
+        ),
         "augment.sides_matter": (spec.augment.mirror == 0, "nothing is mirrored"),
         "dataset.random_choose": (data.random_choose and data.window_size < 1, "it needs a window_size"),
     }

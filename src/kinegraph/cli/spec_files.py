@@ -132,15 +132,25 @@ def inspect(
         str | None,
         typer.Option("--layout", metavar="NAME", help="With --augment: the layout, where several have as many joints."),
     ] = None,
-    clip: Annotated[int, typer.Option("--clip", metavar="N", help="With --augment: which clip, from 0.")] = 0,
+    clip: Annotated[
+        int | None,
+        typer.Option("--clip", metavar="N", help="With --augment: which clip, from 0.", show_default="0"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     from kinegraph.data.inspect import format_report, inspect_dataset
+    from kinegraph.errors import Problem, UserError
     from kinegraph.remote import fetch
 
     if augment or output is not None:
-        _draw_augmentations(data, labels, augment, output, layout, clip, as_json)
+        _draw_augmentations(data, labels, augment, output, layout, clip or 0, as_json)
         return
+    alone = [name for name, value in (("--clip", clip), ("--layout", layout)) if value is not None]
+    if alone:
+        got = "no --augment"
+        raise UserError(
+            Problem(", ".join(alone), got, "--augment: they say what it draws", "Add --augment -o FILE.png.")
+        )
     files = {location: str(fetch(location)) for location in (data, labels) if location}
     text = format_json(inspect_dataset(*files.values()))
     for location, path in files.items():  # the user's names, not those of the cache

@@ -27,6 +27,7 @@ from kinegraph.spec_input import AugmentSpec, InputSpec
 from kinegraph.storage import write_atomically
 
 LEFT, RIGHT, MIDDLE, BEFORE = "#0072B2", "#D55E00", "#333333", "#bbbbbb"
+CROSS: dict[str, Any] = {"marker": "x", "linestyle": "none", "color": BEFORE, "markersize": 7, "markeredgewidth": 2}
 STRENGTHS: dict[str, float] = {
     "rotation_x": 25.0,
     "rotation_y": 50.0,
@@ -236,6 +237,7 @@ def _draw(picture: Path, names: list[str], clips: MaskedClips, view: View, title
             _draw_pose(axes, _change(name, still, view.layout), 0, view)
     legend = [("before", BEFORE), ("left side", LEFT), ("right side", RIGHT), ("middle", MIDDLE)]
     handles = [Line2D([], [], color=color, linewidth=3, label=label) for label, color in legend]
+    handles.append(Line2D([], [], **CROSS, label="nobody: a lost frame, or the clip is over"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=10)
     with write_atomically(picture) as file:
         figure.savefig(file, format="png", dpi=110)
@@ -256,7 +258,7 @@ def _draw_strips(axes: Any, before: MaskedClips, after: MaskedClips, view: View)
             corner = (place * width, -row * height)
             _draw_pose(axes, clips, frame, view, (corner[0] - x, corner[1] - y), is_before=row == 0, size=0.6)
         if not after.is_real[0, frame].any():
-            axes.plot(place * width, -height, marker="x", color=BEFORE, markersize=7, markeredgewidth=2)
+            axes.plot(place * width, -height, **CROSS)
 
 
 def _find_box(clips: MaskedClips, frame: int, view: View) -> tuple[float, float, float, float]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from kinegraph.data.arrays import NonFiniteCount, cast_to_float32, iterate_blocks, open_array
 from kinegraph.data.body import Body, find_body
-from kinegraph.data.checks import describe_empty_clips, list_some
+from kinegraph.data.checks import MOST_CHANNELS, check_shape, describe_empty_clips, list_some
 from kinegraph.data.input_checks import find_score_channel
 from kinegraph.data.labels import Labels, read_labels
 from kinegraph.data.missing import MaskedClips
@@ -34,6 +34,8 @@ class _Scan:
     missing: np.ndarray  # (V,) frames in which a person is there and this joint is all zeros
     lowest: np.ndarray  # (C,) over joints that are there
     highest: np.ndarray  # (C,)
+    joints: int = 0
+    unscored: int = 0  # joints that are there with a zero in the last channel
     present_frames: int = 0
     non_finite: NonFiniteCount = field(default_factory=NonFiniteCount)
 
@@ -49,6 +51,8 @@ class _Scan:
         self.lengths[clips] = np.where(is_frame.any(axis=1), last, self.lengths[clips])
         self.missing += (is_person[:, :, None] & ~is_joint).sum(axis=(0, 1, 3))
         self.present_frames += int(is_person.sum())
+        self.joints += int(is_joint.sum())
+        self.unscored += int((is_joint & (values[:, -1] == 0)).sum())
         is_value = is_joint[:, None] & np.isfinite(values)  # (n, C, t, V, M)
         axes = (0, 2, 3, 4)
         self.lowest = np.minimum(self.lowest, np.where(is_value, values, np.inf).min(axis=axes))
@@ -148,7 +152,8 @@ def inspect_dataset(data_path: str | Path, label_path: str | Path | None = None)
     """Describe an array (N, C, T, V, M) and its labels as plain data, ready for JSON.
 
     Lengths are in frames. A joint counts as missing where its person is in the frame but all its channels are
-    zero; ranges are taken over the joints that are there. Faults that allow a description stand under
+    zero; ranges are taken over the joints that are there, and so is `zero_scores`, the share of them whose score is 0
+    (None without a channel that looks like a score). Faults that allow a description stand under
     `problems`; a file that cannot be read is a DataError. Reads the array once, in blocks, with flat memory.
     """
     array, labels = _open_both(data_path, label_path)
@@ -176,11 +181,14 @@ def inspect_dataset(data_path: str | Path, label_path: str | Path | None = None)
             for low, high in zip(scan.lowest, scan.highest, strict=True)
         ],
         "score_channel": find_score_channel(scan.lowest.tolist(), scan.highest.tolist()),
+        "zero_scores": scan.unscored / max(1, scan.joints),
         "nan": scan.non_finite.nan,
         "infinite": scan.non_finite.infinite,
         "empty_clips": empty.tolist(),
         "odd_first_frames": odd.tolist(),
     }
+    if report["score_channel"] < 0:
+        report["zero_scores"] = None
     report["joint_names"] = list(layout.joints) if layout else None
     report["problems"] = _find_problems(report, labels, scan, empty)
     return report
@@ -214,7 +222,12 @@ def _find_problems(report: dict[str, Any], labels: Labels | None, scan: _Scan, e
             f"times smaller or larger in the first frame than on average: {list_some(odd)}. With input.scale=first "
             f"all frames of such a clip are scaled by that one."
         )
-    if not report["layouts"]:
+    if report["shape"]["channels"] > MOST_CHANNELS:
+        problems += [
+            str(problem)
+            for problem in check_shape(tuple(report["shape"].values()), report["data_path"], num_channels=3)
+        ]
+    elif not report["layouts"]:
         problems.append(f"No known layout has {report['shape']['joints']} joints.")
     return problems
 
@@ -230,11 +243,18 @@ def format_report(report: dict[str, Any]) -> str:
         ("clip length", f"{lengths['min']} to {lengths['max']} frames, median {lengths['median']:g}"),
         ("people", ", ".join(_describe_people(report["people"]))),
     ]
-    for channel, limits in enumerate(report["ranges"]):
+    for channel, limits in enumerate(report["ranges"][: MOST_CHANNELS + 1]):
         text = f"{limits['min']:.4g} to {limits['max']:.4g}" if limits else "all zeros"
         if channel == report["score_channel"]:
             text += f", like a score: if it is one, train with input.score_channel={channel}"
+            if report["zero_scores"] > 0:
+                text += (
+                    f"; {report['zero_scores']:.1%} of the joints have a place and score 0: with "
+                    "input.score_threshold=0.01 they count as missing"
+                )
         rows.append((f"channel {channel}", text))
+    if len(report["ranges"]) > MOST_CHANNELS + 1:
+        rows.append(("...", f"{len(report['ranges']) - MOST_CHANNELS - 1} more channels"))
     rows.append(("NaN, infinite", f"{report['nan']}, {report['infinite']}"))
     lines = [f"{name:<14}{text}" for name, text in rows]
     if report["classes"] is not None:
