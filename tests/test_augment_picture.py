@@ -76,4 +76,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert answer["files"] == {"picture": str(picture)} and len(answer["augmentations"]) == len(STRENGTHS)
     read_size(picture)
     assert main(["inspect", data, "--augment"]) == 2
+    for alone in (["--clip", "0"], ["--layout", "coco"]):
+        capsys.readouterr()
+        assert main(["inspect", data, *alone]) == 2
+        assert f"{alone[0]}: got no --augment" in capsys.readouterr().err
     assert main(["inspect", data, "-o", str(picture)]) == 2

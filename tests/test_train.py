@@ -384,6 +384,12 @@ def test_options_without_effect_are_named_once_somebody_chose_them(data: Path) -
     assert "model.fusion_weights has no effect" not in log
 
 
+@pytest.mark.parametrize(("interval", "is_told"), [(3, True), (1, False)])
+def test_early_stopping_that_cannot_act_is_told(data: Path, interval: int, is_told: bool) -> None:
+    train(make_spec(data, num_epochs=2, early_stopping=1, validation_interval=interval))
+    assert ("train.early_stopping has no effect" in (data / "results/train/log.txt").read_text()) == is_told
+
+
 @pytest.mark.parametrize("are_right", [True, False])
 def test_a_temperature_at_its_bound_is_named(data: Path, are_right: bool) -> None:
     train(make_spec(data, num_epochs=1))
