@@ -278,12 +278,14 @@ def _format_row(recipe: str, entry: dict[str, Any], log: list[dict[str, Any]]) -
 
 
 def _format_spread(values: list[float | None], otherwise: str = "not read") -> str:
-    """Mean and, of several, (min..max)."""
+    """Mean and, of several, (min..max); how many seeds it is of where others lack the number."""
     known = [value for value in values if value is not None]
     if not known:
         return otherwise
-    mean = f"{statistics.mean(known):.1f}"
-    return f"{mean} ({min(known):.1f}..{max(known):.1f})" if len(known) > 1 else mean
+    text = f"{statistics.mean(known):.1f}"
+    if len(known) > 1:
+        text += f" ({min(known):.1f}..{max(known):.1f})"
+    return text if len(known) == len(values) else f"{text}, {len(known)} of {len(values)} seeds"
 
 
 def format_count(number: int) -> str:

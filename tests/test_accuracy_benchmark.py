@@ -355,6 +355,20 @@ def test_seeds_are_merged_in_order() -> None:
     assert accuracy.is_measured(entry, 4, True, validates=False) and not accuracy.is_measured(entry, 4, True)
 
 
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([None, None], "not read"),
+        ([70.0], "70.0"),
+        ([70.0, 71.04], "70.5 (70.0..71.0)"),
+        ([None, 70.0, None], "70.0, 1 of 3 seeds"),
+        ([70.0, None, 72.0], "71.0 (70.0..72.0), 2 of 3 seeds"),
+    ],
+)
+def test_cells_say_of_how_many_seeds_they_are(values: list[float | None], text: str) -> None:
+    assert accuracy._format_spread(values) == text
+
+
 def test_a_validation_after_the_test_leaves_what_is_known_of_the_final_model() -> None:
     plan = plan_recipe("nw_ucla", "reference")
     final = accuracy.merge_row(
