@@ -30,10 +30,8 @@ ACTIONS: dict[str, str] = {
 
 TRAINING = ("train", "automl")
 """Actions that take the default recipe where there is no spec."""
-COMPARED = ("model", "dataset", "input")
-"""Sections of a training that actions on its model read too, to compare them with the model, and for batches."""
-OF_ONE_KIND = {"augment", "train", "automl", "evaluate", "inference", "export", "dataset_convert"}
-"""Sections that are read by some actions and ignored by others."""
+NOT_FOR_ALL = {"augment", "train", "automl", "evaluate", "inference", "export", "dataset_convert"}
+"""Sections that some actions ignore. Model, dataset and input are compared with a trained model, too."""
 DISTRIBUTED = ("train",)
 """Actions that all processes of torchrun or SLURM work on; of the others only the first process does anything."""
 
@@ -75,13 +73,12 @@ def run_action(name: str, source: SpecSource = None, overrides: Sequence[str] = 
 
 def _notice_unread_overrides(action: str, run: Run) -> None:
     """Say which overrides are of sections that only other actions read. A file may hold the sections of all of them."""
-    read = {*SECTIONS[action], *(() if action in TRAINING else COMPARED)}
     overrides = [key for key, origin in run.origins.items() if origin == "override"]
     unread: dict[str, list[str]] = {}
     for key in overrides:
         section = key.partition(".")[0]
         is_group = any(other.startswith(f"{key}.") for other in overrides)
-        if section in OF_ONE_KIND - read and not is_group:
+        if section in NOT_FOR_ALL.difference(SECTIONS[action]) and not is_group:
             unread.setdefault(section, []).append(key)
     for section, keys in unread.items():
         run.warn(f"{', '.join(keys)}: no effect, {action} does not read the section {section}.")
