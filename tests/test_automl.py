@@ -623,6 +623,21 @@ def test_estimate_measures_the_network_with_its_input(data: Path, monkeypatch: p
     assert len(shapes) >= 2 and all(shape[1:3] == (6, 7) for shape in shapes)
 
 
+def test_a_lost_worker_takes_along_what_it_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that reads data, forked just before its worker is killed, has its pipe and does not end by itself."""
+    program, orphan = tmp_path / "worker.sh", tmp_path / "orphan"
+    program.write_text(f"#!/bin/sh\nsleep 1000 &\necho $! > {orphan}.new\nmv {orphan}.new {orphan}\nexec sleep 1000\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with WorkerPool(tmp_path / "logs", [{}]) as pool:
+        pool.submit("lost", {})
+        wait_for(orphan.exists)
+        os.kill(pool._workers[0].process.pid, signal.SIGKILL)
+        outcome = pool.wait(30)
+    assert outcome is not None and outcome.died and "SIGKILL" in outcome.error
+    wait_for(lambda: not is_running(int(orphan.read_text())))
+
+
 def test_pool_replaces_a_worker_and_reports_errors(tmp_path: Path, data: Path) -> None:
     spec = make_spec(data)
     spec["train"] |= {"results_dir": str(tmp_path / "run"), "num_epochs": 1}

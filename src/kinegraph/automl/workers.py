@@ -126,6 +126,7 @@ class WorkerPool:
         worker = _Worker(index, process)
         self._workers.append(worker)
         threading.Thread(target=self._read_answers, args=(worker,), daemon=True).start()
+        threading.Thread(target=_end_group, args=(process,), daemon=True).start()
         return worker
 
     def _read_answers(self, worker: _Worker) -> None:
@@ -134,6 +135,15 @@ class WorkerPool:
             self._events.put((worker, line))
         worker.process.wait()
         self._events.put((worker, None))
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    """When a worker has ended, end what it leaves behind: a process that was reading data for it, if it was forked just
+    then, would wait for ever and keep the pipe of the answers open.
+    """
+    process.wait()
+    with suppress(OSError):  # it left nothing
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _read_answer(line: str) -> Outcome:
