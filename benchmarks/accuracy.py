@@ -187,8 +187,8 @@ def merge_row(entry: dict[str, Any] | None, plan: Plan, seed: int, row: SeedRow)
     tested, validated, seconds = rows.get(seed, [None, None, None])
     known_val = validated if row.val_accuracy is None else row.val_accuracy  # --unvalidated measures none
     # A validation that is measured after its test does not stand for the final model
-    keeps_final = entry is not None and tested is not None and not row.is_final
-    rows[seed] = [row.test_accuracy, known_val, seconds if keeps_final else round(row.trained.seconds, 1)]
+    final = entry if tested is not None and not row.is_final else None
+    rows[seed] = [row.test_accuracy, known_val, seconds if final else round(row.trained.seconds, 1)]
     seeds = sorted(rows)
     merged = {
         "dataset": plan.dataset,
@@ -204,9 +204,7 @@ def merge_row(entry: dict[str, Any] | None, plan: Plan, seed: int, row: SeedRow)
         "left_out": list(plan.left_out),
         "spec": nest(plan.values),
     }
-    if keeps_final and entry is not None:
-        merged |= {name: entry[name] for name in ("device", "threads", "commit")}
-    return merged
+    return merged | {name: final[name] for name in ("device", "threads", "commit")} if final else merged
 
 
 def build_tables(entries: list[dict[str, Any]], log: list[dict[str, Any]]) -> str:
@@ -253,14 +251,14 @@ def _is_current(entry: dict[str, Any], name: str) -> bool:
 
 
 def _format_row(recipe: str, entry: dict[str, Any], log: list[dict[str, Any]]) -> str:
-    earlier: dict[str, list[float]] = {}
+    earlier: dict[tuple[str, str], list[float]] = {}
     for read in find_reads(log, entry["dataset"], recipe):
         if read["recipe_hash"] != entry["recipe_hash"] and read["test_accuracy"] is not None:
             cut = read["recipe"].removeprefix(recipe).strip("_").replace("_", " ")
-            earlier.setdefault(f"{read['recipe_hash']} {cut}", []).append(read["test_accuracy"])
+            earlier.setdefault((read["recipe_hash"], cut), []).append(read["test_accuracy"])
     reads = str(count_reads(log, entry["dataset"], recipe))
     if earlier:
-        means = (f"{statistics.mean(own):.1f} {name.partition(' ')[2]}".strip() for name, own in earlier.items())
+        means = (f"{statistics.mean(own):.1f} {cut}".strip() for (_, cut), own in earlier.items())
         reads += f" (other versions: {', '.join(means)})"
     threads = f", {entry['threads']} threads" if entry["device"].startswith("CPU") else ""
     cells = [

@@ -30,8 +30,8 @@ ACTIONS: dict[str, str] = {
 
 TRAINING = ("train", "automl")
 """Actions that take the default recipe where there is no spec."""
-NOT_FOR_ALL = {"augment", "train", "automl", "evaluate", "inference", "export", "dataset_convert"}
-"""Sections that some actions ignore. Model, dataset and input are compared with a trained model, too."""
+NOT_FOR_ALL = frozenset().union(*SECTIONS.values()) - {"model", "dataset", "input", "wandb"}
+"""Sections that some actions ignore. Model, dataset and input are compared with a model; wandb is given to all."""
 DISTRIBUTED = ("train",)
 """Actions that all processes of torchrun or SLURM work on; of the others only the first process does anything."""
 

@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from kinegraph.allocator import keep_freed_memory
-from kinegraph.data.dataset import Batch, ClipDataset, EpochBatchSampler, EvaluationShard, pass_batch
+from kinegraph.data.dataset import Batch, ClipDataset, EpochBatchSampler, EvaluationShard, load_batches
 from kinegraph.data.input_checks import compare_options
 from kinegraph.data.pipeline import InputPipeline
 from kinegraph.data.transforms import TrainingAugmentation
@@ -172,17 +171,7 @@ class _Trainer:
         )
 
     def _load_batches(self, dataset: ClipDataset, batches: Any) -> Iterator[Batch]:
-        device = self.fabric.device
-        loader: DataLoader[Batch] = DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=self.spec.dataset.num_workers,
-            collate_fn=pass_batch,
-            pin_memory=device.type == "cuda",
-        )
-        for batch in loader:
-            data = batch.data.to(device, non_blocking=True)
-            yield Batch(data, batch.labels.to(device, non_blocking=True), batch.index)
+        return load_batches(dataset, batches, self.spec.dataset.num_workers, self.fabric.device)
 
     def run_epochs(self) -> dict[str, Any]:
         train = self.spec.train
@@ -210,11 +199,11 @@ class _Trainer:
         self._count_seconds()
         if self.log:
             self.log.close()
-        network = self.network
+        weights = getattr(self.network, "fusion_weights", None)
         return {
             "metrics": {**self.metrics, "best": self.keeper.best, "train_seconds": self.position.seconds},
             "temperature": self.temperature,
-            "fusion_weights": network.fusion_weights.tolist() if isinstance(network, LateFusion) else [],
+            "fusion_weights": [] if weights is None else weights.tolist(),
         }
 
     def _train_epoch(self) -> float:

@@ -238,7 +238,7 @@ def _take_input_options(spec: Spec, run: Run, predictor: Predictor) -> None:
         if entry.name == "test_clips":
             predictor.set_test_clips(value)
         else:
-            run.warn(f"{key} {value} has no effect: {predictor.path} was trained with {held}, which holds.")
+            _warn_held(run, key, value, predictor.path, held)
 
 
 def open_explainer(spec: Spec, predictor: Predictor, options: EvaluateSpec | InferenceSpec) -> Explainer | None:
@@ -311,7 +311,11 @@ def _notice_other_wishes(spec: Spec, run: Run, options: Mapping[str, Any], where
         key, value = f"model.{entry.name}", getattr(spec.model, entry.name)
         held = options.get(entry.name, value)
         if entry.name not in COMPARED_OPTIONS and run.origins.get(key) == "override" and value != held:
-            run.warn(f"{key} {value} has no effect: {where} was trained with {held}, which holds.")
+            _warn_held(run, key, value, where, held)
+
+
+def _warn_held(run: Run, key: str, value: Any, where: str, held: Any) -> None:
+    run.warn(f"{key} {value} has no effect: {where} was trained with {held}, which holds.")
 
 
 def _compare_graphs(

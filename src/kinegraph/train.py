@@ -89,12 +89,8 @@ def train(spec: Spec, run: Run) -> Result:
     run.write_experiment(spec)
     _notice_ineffective_options(spec, run)
     outcome = _launch(build_fabric(devices, precision), job)
-    fitted = {} if spec.model.fusion_weights else dict(zip(spec.input.streams, outcome["fusion_weights"], strict=False))
-    if fitted:
-        told = ", ".join(f"{stream} {weight:.3g}" for stream, weight in fitted.items())
-        kept = ",".join(f"{weight:.4g}" for weight in fitted.values())
-        run.info(f"Weights of the streams, fitted on the validation clips: {told} (model.fusion_weights=[{kept}]).")
-        outcome["metrics"]["fusion_weights"] = fitted
+    if outcome["fusion_weights"] and not spec.model.fusion_weights:
+        outcome["metrics"]["fusion_weights"] = _report_fitted_weights(spec, outcome["fusion_weights"], run)
     if not spec.train.temperature and is_at_bound(outcome["temperature"]):
         run.warn(
             f"train.temperature was fitted to {outcome['temperature']:.3g}, the end of what is allowed: probabilities "
@@ -164,6 +160,14 @@ def _complete_spec(spec: Spec, num_classes: int, label_map: dict[str, int], pipe
     if model.model_type == "DD-Net" and model.coordinates == 0 and pipeline.num_coordinates == 2:
         model = replace(model, coordinates=2)
     return replace(spec, model=model, dataset=replace(spec.dataset, num_classes=num_classes, label_map=label_map))
+
+
+def _report_fitted_weights(spec: Spec, weights: list[float], run: Run) -> dict[str, float]:
+    fitted = dict(zip(spec.input.streams, weights, strict=True))
+    told = ", ".join(f"{stream} {weight:.3g}" for stream, weight in fitted.items())
+    kept = ",".join(f"{weight:.4g}" for weight in weights)
+    run.info(f"Weights of the streams, fitted on the validation clips: {told} (model.fusion_weights=[{kept}]).")
+    return fitted
 
 
 def _report_complete(checkpoint: Checkpoint, spec: Spec, run: Run) -> Result:

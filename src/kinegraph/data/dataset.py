@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from kinegraph.data.arrays import cast_to_float32, open_array, release_pages
 from kinegraph.data.checks import DatasetInfo, check_dataset, infer_classes
@@ -28,6 +28,7 @@ __all__ = [
     "EvaluationShard",
     "check_dataset",
     "infer_classes",
+    "load_batches",
     "open_array",
     "pass_batch",
 ]
@@ -45,6 +46,22 @@ def pass_batch(batch: Any) -> Batch:
     """The collate function that belongs to ClipDataset, which makes whole batches itself."""
     whole: Batch = batch  # the loader's own types know lists of single samples only
     return whole
+
+
+def load_batches(
+    dataset: ClipDataset, batches: Iterable[list[int]], num_workers: int, device: torch.device
+) -> Iterator[Batch]:
+    """The batches of a set on a device, read by so many processes; the clips' numbers stay on the CPU."""
+    loader: DataLoader[Batch] = DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]  # its own types know samplers only
+        num_workers=num_workers,
+        collate_fn=pass_batch,
+        pin_memory=device.type == "cuda",
+    )
+    for batch in loader:
+        data = batch.data.to(device, non_blocking=True)
+        yield Batch(data, batch.labels.to(device, non_blocking=True), batch.index)
 
 
 class ClipDataset(Dataset[Batch]):

@@ -162,6 +162,7 @@ def inspect_dataset(data_path: str | Path, label_path: str | Path | None = None)
     scan, odd = _scan_blocks(array, find_body(layout) if layout else None)
     used = scan.lengths[scan.lengths > 0]
     empty = np.flatnonzero(scan.lengths == 0)
+    score_channel = find_score_channel(scan.lowest.tolist(), scan.highest.tolist())
     report: dict[str, Any] = {
         "data_path": str(data_path),
         "label_path": str(label_path) if label_path else None,
@@ -180,15 +181,13 @@ def inspect_dataset(data_path: str | Path, label_path: str | Path | None = None)
             {"min": float(low), "max": float(high)} if low <= high else None
             for low, high in zip(scan.lowest, scan.highest, strict=True)
         ],
-        "score_channel": find_score_channel(scan.lowest.tolist(), scan.highest.tolist()),
-        "zero_scores": scan.unscored / max(1, scan.joints),
+        "score_channel": score_channel,
+        "zero_scores": scan.unscored / max(1, scan.joints) if score_channel >= 0 else None,
         "nan": scan.non_finite.nan,
         "infinite": scan.non_finite.infinite,
         "empty_clips": empty.tolist(),
         "odd_first_frames": odd.tolist(),
     }
-    if report["score_channel"] < 0:
-        report["zero_scores"] = None
     report["joint_names"] = list(layout.joints) if layout else None
     report["problems"] = _find_problems(report, labels, scan, empty)
     return report

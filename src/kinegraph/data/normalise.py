@@ -127,9 +127,8 @@ def _measure_size(x: Array, is_real: Array, spread: Array, options: InputSpec, b
     """(N, D, T, M, V) -> length of the trunk or mean length of the bones (N, T, M)."""
     xp = get_namespace(x)
     if options.scale_by == "trunk" and body.trunk[0]:
-        (low, has_low), (high, has_high) = (_average(x, is_real, joints) for joints in body.trunk)
-        way = high - low
-        measured = xp.where(has_low & has_high, xp.sqrt((way * way).sum(1)), spread)
+        way, is_there = find_trunk(x, is_real, body)
+        measured = xp.where(is_there, xp.sqrt((way * way).sum(1)), spread)
     else:
         children, parents = [child for child, _ in body.bones], [parent for _, parent in body.bones]
         way = x[..., children] - x[..., parents]
@@ -139,6 +138,14 @@ def _measure_size(x: Array, is_real: Array, spread: Array, options: InputSpec, b
         measured = xp.where(xp.any(is_bone, axis=-1), total / xp.clip(weight.sum(-1), 1, None), spread)
     size = xp.maximum(measured, SMALLEST_SIZE * spread)
     return xp.where(size > 0, size, 1.0)
+
+
+def find_trunk(x: Array, is_real: Array, body: Body) -> tuple[Array, Array]:
+    """(N, D, T, M, V) -> from the lower to the upper end of the trunk (N, D, T, M), and whether both are there
+    (N, T, M), of a body that has one.
+    """
+    (low, has_low), (high, has_high) = (_average(x, is_real, joints) for joints in body.trunk)
+    return high - low, has_low & has_high
 
 
 def _average(x: Array, is_real: Array, joints: tuple[int, ...]) -> tuple[Array, Array]:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kinegraph.data.array_namespace import put_last
 from kinegraph.data.body import find_body
 from kinegraph.data.missing import MaskedClips
+from kinegraph.data.normalise import find_trunk
 from kinegraph.data.pipeline import InputPipeline, read_some_clips
 from kinegraph.skeleton.layouts import Layout
 
@@ -23,12 +25,11 @@ TILTED = 60.0
 
 def find_upright_axis(clips: MaskedClips, layout: Layout) -> int:
     """The coordinate along which trunks stand in clips of 3 coordinates, or -1: mixed, or no trunk is known."""
-    low, high = (list(end) for end in find_body(layout).trunk)
-    if not low:
+    body = find_body(layout)
+    if not body.trunk[0]:
         return -1
-    data = clips.data[:, :3]
-    is_there = clips.is_real[:, :, low].all(axis=2) & clips.is_real[:, :, high].all(axis=2)
-    trunks = np.moveaxis(data[:, :, :, high].mean(axis=3) - data[:, :, :, low].mean(axis=3), 1, -1)[is_there]
+    ways, is_there = find_trunk(put_last(clips.data[:, :3], 3), put_last(clips.is_real, 2), body)
+    trunks = np.moveaxis(ways, 1, -1)[is_there]
     lengths = np.linalg.norm(trunks, axis=1, keepdims=True)
     trunks = trunks[lengths[:, 0] > 0] / lengths[lengths[:, 0] > 0]
     cosines = np.abs(trunks).sum(axis=0) / max(len(trunks), 1)
